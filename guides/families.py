@@ -1,0 +1,155 @@
+r"""Variational families of one site, and the guide that multiplies them.
+
+A family is a module that holds the variational parameters of one site and returns its distribution; a factorised guide samples every
+site from its own,
+
+.. math:: q(w) = \prod_s q_s(w_s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_bnn.moments import weight_moments
+from pyro_bnn.network import BayesianNet
+
+__all__ = ["Factorized", "Gaussian", "LogNormal", "latent_sites", "slab_widths"]
+
+
+class Gaussian(nn.Module):
+    r"""Independent Gaussians, :math:`q(w) = \mathcal{N}(w; \mu, \sigma^2)`, with the parameters ``loc`` and ``log_scale``.
+
+    Args:
+        initial: where :math:`\mu` starts; its shape is the site's.
+        init_scale: where :math:`\sigma` starts, the same for all weights.
+    """
+
+    def __init__(self, initial: Tensor, init_scale: float = 1e-2) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(initial.detach().clone())
+        self.log_scale = nn.Parameter(torch.full_like(initial, init_scale).log())
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return q as one event."""
+        return dist.Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(self.loc.dim())
+
+
+class LogNormal(nn.Module):
+    r"""Independent log-normals for positive numbers, :math:`\log z \sim \mathcal{N}(\mu, \sigma^2)`.
+
+    Args:
+        initial: where the median :math:`e^\mu` starts.
+        init_scale: where :math:`\sigma` starts.
+    """
+
+    def __init__(self, initial: Tensor, init_scale: float = 1e-2) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(initial.detach().log())
+        self.log_scale = nn.Parameter(torch.full_like(initial, init_scale).log())
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return q as one event."""
+        return dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False).to_event(self.loc.dim())
+
+
+class Factorized(PyroModule):
+    """A guide that samples each site from a family of its own.
+
+    ``guide.sites`` mirrors the names of the sites: the mean of site ``fc1.weight`` is ``guide.sites.fc1.weight.loc``.
+
+    Args:
+        families: the family of each site, in the order of the model.
+        slabs: the slab width of each weight that has a regularised horseshoe prior; :meth:`moments` needs it.
+    """
+
+    def __init__(self, families: Mapping[str, nn.Module], slabs: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.names = list(families)
+        self.slabs = dict(slabs or {})
+        self.sites = nn.Module()
+        for name, family in families.items():
+            _plant(self.sites, name, family)
+
+    def families(self) -> dict[str, nn.Module]:
+        """Return the family of each site."""
+        sites = self.sites  # read once: each reading is a parameter statement
+        return {name: sites.get_submodule(name) for name in self.names}
+
+    def distributions(self) -> dict[str, dist.TorchDistribution]:
+        """Return the distribution of each site."""
+        return {name: family() for name, family in self.families().items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site; the arguments are the model's and are not looked at."""
+        return {name: pyro.sample(name, q) for name, q in self.distributions().items()}
+
+    @torch.no_grad()
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return mean and variance of every weight, the scales of scale mixtures marginalised."""
+        return weight_moments(self.distributions(), self.slabs)
+
+
+def _plant(tree: nn.Module, name: str, family: nn.Module) -> None:
+    """Put the family at its dotted name."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in tree._modules:
+            tree.add_module(part, nn.Module())
+        tree = tree.get_submodule(part)
+    tree.add_module(last, family)
+
+
+class Latent(NamedTuple):
+    """A latent site: where its posterior starts, its support, and its group axis (for the weights of a ``BayesianNet``)."""
+
+    initial: Tensor
+    support: Any
+    group_dim: int | None
+
+
+def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Latent]:
+    """Return every latent site of a model: of a ``BayesianNet`` at its initial values, else at one draw from the prior.
+
+    Args:
+        model: a ``BayesianNet``, or any Pyro program together with example arguments.
+
+    Raises:
+        ValueError: a hand-written program without example arguments; a program without latent sites; a latent site in a subsampled plate,
+            whose posterior would have to know which examples it is given.
+    """
+    if isinstance(model, BayesianNet):
+        trace = poutine.trace(model.initialize).get_trace()
+        group_dims = {site.name: site.group_dim for site in model.sites}
+    else:
+        trace, group_dims = _prior_trace(model, args, kwargs), {}
+    sites = {}
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
+            continue
+        if any(frame.vectorized and frame.size != site["fn"].shape()[frame.dim] for frame in site["cond_indep_stack"]):
+            raise ValueError(f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples")
+        sites[name] = Latent(site["value"].detach(), site["fn"].support, group_dims.get(name.removesuffix(".unit")))
+    if not sites:
+        raise ValueError("the model has no latent site: there is nothing to infer")
+    return sites
+
+
+def slab_widths(model: Callable[..., Any]) -> dict[str, Tensor]:
+    """Return the slab of every weight under a regularised horseshoe."""
+    priors = {name: model.prior_of(name) for name in model.weights()} if isinstance(model, BayesianNet) else {}
+    return {name: prior.slab for name, prior in priors.items() if getattr(prior, "slab", None) is not None}
+
+
+def _prior_trace(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if not args and not kwargs:
+        raise ValueError("a guide for a hand-written Pyro program needs example arguments: MeanField(model, x, y)")
+    with torch.no_grad(), pyro.get_param_store().scope():  # the caller's parameter store stays as it is
+        return poutine.trace(model).get_trace(*args, **kwargs)

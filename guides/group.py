@@ -1,0 +1,69 @@
+"""GroupNormalJeffreys: a dropout rate for every unit, so that whole units fall away."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_bnn.network import BayesianNet
+
+from .families import Factorized, Gaussian, latent_sites
+
+__all__ = ["GroupNormalJeffreys"]
+
+
+class GroupNormalJeffreys(Factorized):
+    r"""The posterior of Bayesian compression under the group normal-Jeffreys prior (BC-GNJ).
+
+    .. math::
+
+        q(z_i) = \mathcal{N}(z_i; m_i, v_i), \qquad q(w_{ij} \mid z_i) = \mathcal{N}(w_{ij}; z_i\mu_{ij}, z_i^2\sigma_{ij}^2), \qquad
+        \mathrm{KL} = \sum_i \mathrm{KL}_{\log\text{-uniform}}(\log\alpha_i)
+            + \sum_{ij} \tfrac12\big(\sigma_{ij}^2 + \mu_{ij}^2 - 1 - \log\sigma_{ij}^2\big)
+
+    with :math:`\alpha_i = v_i / m_i^2`. Non-centred, :math:`w = \tilde w z`, this factorises over the sites ``NAME.scale`` and ``NAME.unit``.
+    A group whose :math:`\log\alpha_i` is large is noise: the unit can go.
+
+    Args:
+        model: a ``BayesianNet`` under ``priors.NormalJeffreys``.
+        init_log_variance: where the logarithms of :math:`v` and :math:`\sigma^2` start.
+        max_scale: keep :math:`\sigma` of each weight below this, so that a first layer cannot hide in its noise (0.2 in the paper).
+
+    Raises:
+        ValueError: the model has no group scales.
+
+    Source: Louizos, Ullrich & Welling (2017), section 4.1, https://arxiv.org/abs/1705.08665.
+    """
+
+    def __init__(self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None) -> None:
+        sites = latent_sites(model)
+        if not any(name.endswith(".scale") for name in sites):
+            raise ValueError(f"GroupNormalJeffreys: the model has no group scales, only {', '.join(sites)}; use priors.NormalJeffreys()")
+        scale, caps = math.exp(init_log_variance / 2), max_scale or {}
+        families: dict[str, nn.Module] = {}
+        for name, site in sites.items():
+            cap = caps.get(name.removesuffix(".unit"))
+            families[name] = Gaussian(site.initial, scale) if cap is None else CappedGaussian(site.initial, scale, cap)
+        super().__init__(families)
+
+    @torch.no_grad()
+    def log_alpha(self) -> dict[str, Tensor]:
+        """Return log alpha of the groups of every weight."""
+        scales = {name.removesuffix(".scale"): q.base_dist for name, q in self.distributions().items() if name.endswith(".scale")}
+        return {name: q.variance.log() - (q.mean.square() + 1e-8).log() for name, q in scales.items()}
+
+
+class CappedGaussian(Gaussian):
+    """A Gaussian whose standard deviation stays below a cap, smoothly: 1 / (1 / s + 1 / cap)."""
+
+    def __init__(self, initial: Tensor, init_scale: float, cap: float) -> None:
+        super().__init__(initial, 1 / (1 / init_scale - 1 / cap))
+        self.cap = cap
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return q as one event."""
+        scale = 1 / ((-self.log_scale).exp() + 1 / self.cap)
+        return dist.Normal(self.loc, scale, validate_args=False).to_event(self.loc.dim())

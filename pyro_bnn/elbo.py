@@ -1,0 +1,287 @@
+r"""The evidence lower bound, with every KL divergence in closed form that has one.
+
+.. math:: \mathcal{L} = \mathbb{E}_{q(w)} \log p(y \mid x, w) - \mathrm{KL}(q(w) \,\|\, p(w)) \le \log p(y \mid x)
+
+Pyro's estimators evaluate every log-density of a program. This one evaluates those of the data and, for each latent site, the KL
+divergence that is registered for its two distributions; a Monte-Carlo estimate of it only where none is. That is what lets the weights
+stay undrawn (:mod:`pyro_bnn.reparameterization`) and improper priors take part.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence, transform_to
+
+from .reparameterization import DeferredSample
+
+__all__ = ["ELBO", "Terms"]
+
+
+@dataclass
+class Terms:
+    """The parts of the negative ELBO, in nats for the whole data set.
+
+    ``data``: minus the expected log-likelihood. ``kl``: the divergence of each latent site (auxiliary sites and factors of the guide
+    count as terms of their own). ``score``: log q of the sites that have no reparameterized sampler, else zero.
+    """
+
+    data: Tensor
+    kl: dict[str, Tensor]
+    score: Tensor
+
+    def loss(self, kl_weight: float | Tensor = 1.0) -> Tensor:
+        """Return the negative ELBO with the KL terms weighted."""
+        loss = self.data + kl_weight * _total(self.kl.values(), self.data)
+        # d E_q[f] = E_q[f d log q] where a site is not reparameterized; the added number is zero, its gradient is not
+        return loss + loss.detach() * (self.score - self.score.detach()) if self.score.requires_grad else loss
+
+
+def _total(values: Any, like: Tensor) -> Tensor:
+    return sum(values, torch.zeros_like(like))
+
+
+class ELBO(pyro.infer.ELBO):
+    r"""The negative evidence lower bound as a loss, :math:`\mathbb{E}_q[-\log p(y \mid x, w)] + \beta\,\mathrm{KL}(q \,\|\, p)`.
+
+    ``ELBO()`` is an estimator for ``pyro.infer.SVI(model, guide, optim, loss=ELBO())``. ``ELBO()(model, guide)``, or in short
+    ``ELBO(model, guide)``, is an :class:`torch.nn.Module`: ``loss(x, y)`` returns nats for the whole data set, ``loss.terms(x, y)`` the
+    parts, ``loss.parameters()`` what is to be learned. The module keeps Pyro's global parameter store out of it.
+
+    A KL divergence is taken in closed form if one is registered with :func:`torch.distributions.register_kl` and the guide samples its
+    sites in the order of the model (then it is exact for hierarchical posteriors as well); else it is estimated from one draw.
+
+    Args:
+        kl_weight: :math:`\beta`; one for Bayes' rule. It may be changed between steps.
+        num_particles: the number of draws from the guide that are averaged.
+
+    Raises:
+        ValueError: a latent site of the model that the guide lacks (a guide built for another model), or whose shape differs.
+
+    >>> from pyro_bnn import BayesianNet, guides, likelihoods, priors
+    >>> model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.1), num_data=100)
+    >>> loss = ELBO(model, guides.MeanField(model))
+    >>> sorted(loss.terms(torch.zeros(5, 3), torch.zeros(5)).kl)
+    ['weight']
+    """
+
+    kl_weight: float | Tensor
+
+    def __new__(cls, model: Any = None, guide: Any = None, **options: Any) -> Any:
+        """Return the estimator or, given a model and a guide, the loss as a module."""
+        if model is None:
+            return super().__new__(cls)
+        estimator = super().__new__(cls)
+        estimator.__init__(**options)
+        return estimator(model, guide)
+
+    def __init__(self, kl_weight: float | Tensor = 1.0, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+        self.kl_weight = kl_weight
+        self._checked = False
+
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> ELBOModule:
+        """Return the loss of this model and this guide as a module."""
+        return ELBOModule(model, guide, self)
+
+    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+        """Return the parts of one draw of the loss."""
+        return _terms(*self._get_trace(model, guide, args, kwargs))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        if is_validation_enabled() and not self._checked:
+            _check_match(model_trace, guide_trace)
+            self._checked = True
+        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss in nats, differentiable."""
+        particles = [self.terms(model, guide, *args, **kwargs).loss(self.kl_weight) for _ in range(self.num_particles)]
+        return sum(particles[1:], particles[0]) / self.num_particles
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats as a number; part of Pyro's interface."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats as a number and leave the gradients at the parameters; part of Pyro's interface."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+
+class ELBOModule(pyro.infer.elbo.ELBOModule):
+    """The loss of one model and one guide; made by :class:`ELBO`."""
+
+    elbo: ELBO
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: ELBO) -> None:
+        super().__init__(model, guide, elbo)
+        self.statements = OwnParameters(model, guide)
+
+    @property
+    def kl_weight(self) -> float | Tensor:
+        """The weight of the KL terms."""
+        return self.elbo.kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value: float | Tensor) -> None:
+        self.elbo.kl_weight = value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss in nats."""
+        with self.statements.answering():
+            return super().forward(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the trace of the model, replayed on one draw from the guide."""
+        with self.statements.answering():
+            return self.elbo._get_trace(self.model, self.guide, args, kwargs)[0]
+
+    def terms(self, *args: Any, **kwargs: Any) -> Terms:
+        """Return the parts of one draw of the loss."""
+        with self.statements.answering():
+            return self.elbo.terms(self.model, self.guide, *args, **kwargs)
+
+
+class OwnParameters(nn.Module):
+    """The parameters that the programs of one loss declare, kept here instead of in Pyro's global store.
+
+    Modules answer with their own tensors. For plain functions, each ``pyro.param`` statement gets a parameter here at its first call, and
+    a module of a closure that is registered with ``pyro.module`` is found.
+    """
+
+    def __init__(self, *programs: Any) -> None:
+        super().__init__()
+        self.unconstrained = nn.ParameterDict()
+        self.found = nn.ParameterDict()
+        self._programs = programs  # in a tuple: they are registered elsewhere
+        self._known: dict[int, nn.Parameter] = {}
+
+    def answering(self) -> _Answering:
+        """Return the context in which parameter statements are answered from here."""
+        return _Answering(self)
+
+    def answer(self, name: str, initial: Any = None, constraint: Any = constraints.real, **_: Any) -> Tensor:
+        """Return the value of one ``pyro.param`` statement."""
+        key = name.replace(".", "/")
+        if isinstance(initial, nn.Parameter):
+            if not self._belongs(initial):
+                self.found[key] = initial
+            return initial
+        if key not in self.unconstrained:
+            value = (initial() if callable(initial) else initial).detach().clone()
+            self.unconstrained[key] = nn.Parameter(transform_to(constraint).inv(value))
+        return transform_to(constraint)(self.unconstrained[key])
+
+    def _belongs(self, parameter: nn.Parameter) -> bool:
+        """Return whether one of the programs is a module that owns the parameter."""
+        if self._known.get(id(parameter)) is not parameter:
+            modules = [program for program in self._programs if isinstance(program, nn.Module)]
+            self._known = {id(own): own for module in modules for own in module.parameters()}
+        return id(parameter) in self._known
+
+
+class _Answering(Messenger):
+    """Answer parameter statements; what still reaches the store (a PyroParam shows its own tensor there) finds an empty one."""
+
+    def __init__(self, owner: OwnParameters) -> None:
+        super().__init__()
+        self.owner = owner
+        self.scope = pyro.get_param_store().scope()
+
+    def __enter__(self) -> Any:
+        self.scope.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.scope.__exit__(*error)
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, *initial = msg["args"]
+        declares = getattr(msg["fn"], "__self__", None) is pyro.get_param_store()
+        if declares and msg["value"] is None and (initial or name.replace(".", "/") in self.owner.unconstrained):
+            msg["value"] = self.owner.answer(name, *initial, **msg["kwargs"])
+            msg["done"] = True
+
+
+def _terms(model_trace: Any, guide_trace: Any) -> Terms:
+    latent = [name for name, site in model_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
+    guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+    # With one order, no parent of a site in the model is its descendant in the guide: each KL may be taken by itself.
+    ordered = latent == [name for name in guide_sites if name in set(latent)]
+    data: Any = 0.0
+    kl: dict[str, Tensor] = {}
+    score = []
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        if site["is_observed"]:
+            data = data - _log_prob(site)
+        elif name in guide_sites:
+            kl[name] = _kl(guide_sites[name], site, ordered)
+    for name, site in guide_sites.items():
+        if name not in kl and not site["infer"].get("_deterministic"):  # an auxiliary variable, or a factor of the guide
+            kl[name] = _log_prob(site)
+        if not site["is_observed"] and not site["fn"].has_rsample:
+            score.append(_log_prob(site))
+    data = torch.as_tensor(data)
+    return Terms(data, kl, _total(score, data))
+
+
+def _log_prob(site: Any, value: Tensor | None = None) -> Tensor:
+    value = site["value"] if value is None else value
+    return _scaled_sum(site["fn"].log_prob(value, *site["args"], **site["kwargs"]), site)
+
+
+def _scaled_sum(value: Tensor, site: Any) -> Tensor:
+    return scale_and_mask(value, site["scale"], site["mask"]).sum()
+
+
+def _kl(guide_site: Any, model_site: Any, closed: bool) -> Tensor:
+    q, p = guide_site["fn"], model_site["fn"]
+    if closed and not isinstance(q, pyro.distributions.Delta):  # Pyro's rule for Delta leaves its log_density (a Jacobian) out
+        try:
+            return _scaled_sum(kl_divergence(q, p), model_site)
+        except NotImplementedError:
+            pass
+    value = guide_site["value"]
+    if isinstance(value, DeferredSample):  # the weight itself stays undrawn: this term draws a sample of its own
+        value = q.rsample()
+    return _log_prob(guide_site, value) - _log_prob(model_site, value)
+
+
+def _check_match(model_trace: Any, guide_trace: Any) -> None:
+    """Run Pyro's checks, and raise what it only warns of: a latent site without a posterior."""
+    latent = {
+        name
+        for name, site in model_trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    }
+    missing = sorted(latent - set(guide_trace.nodes))
+    if missing:
+        there = ", ".join(name for name, site in guide_trace.nodes.items() if site["type"] == "sample") or "none"
+        raise ValueError(
+            f"ELBO: the guide has no site {', '.join(missing)}; its sites are {there}. Was it built for another model? "
+            "Build the guide from this model, and a model without data has its y unobserved: call loss(x, y)"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        check_model_guide_match(model_trace, guide_trace)

@@ -1,0 +1,322 @@
+"""Posterior: what every inference returns. It draws networks, predicts with them, and goes to disk."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from . import priors
+from .checkpoint import CheckpointError, load_tensors, save_tensors
+from .elbo import ELBOModule, OwnParameters
+from .network import BayesianNet
+from .prediction import Prediction, components_of, summarize
+from .reparameterization import Reparameterized
+
+__all__ = ["Posterior"]
+
+
+class Posterior:
+    """A distribution over the weights of a model: a trained guide, or draws from a sampler, behind one interface.
+
+    It owns copies of the model, with every parameter that was learned, and of the guide: training on changes no earlier posterior. What
+    is random here takes a seed and leaves the global random state alone.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        guide: the guide, or ``None`` for draws.
+    """
+
+    def __init__(
+        self, model: Any, guide: Any = None, draws: Mapping[str, Tensor] | None = None, statements: Any = None, example: tuple = ()
+    ) -> None:
+        self.model, self.guide = model, guide
+        self._draws = None if draws is None else dict(draws)
+        self._statements = statements or OwnParameters(model, guide)
+        self._example = example
+        for part in (model, guide):
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    @classmethod
+    def from_guide(cls, model: Callable[..., Any], guide: Callable[..., Any], *example: Any) -> Posterior:
+        """Return the posterior that a guide describes, made of copies.
+
+        Args:
+            model: the model the guide was built for.
+            guide: a module or a function.
+            example: arguments to call a guide with that needs some.
+        """
+        model, guide = copy.deepcopy((model, guide.guide if isinstance(guide, Reparameterized) else guide))
+        return cls(model, guide, example=example)
+
+    @classmethod
+    def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor]) -> Posterior:
+        """Return the posterior made of draws.
+
+        Args:
+            model: the model that was sampled.
+            draws: for each latent site a tensor (chain, draw, ...).
+
+        Raises:
+            ValueError: tensors that disagree on chains and draws.
+        """
+        counts = {name: tuple(value.shape[:2]) for name, value in draws.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"Posterior.from_draws: expected one (chain, draw) for all sites, got {counts}")
+        return cls(copy.deepcopy(model), draws={name: value.detach().clone() for name, value in draws.items()})
+
+    @classmethod
+    def from_loss(cls, loss: ELBOModule, device: torch.device, example: tuple = ()) -> Posterior:
+        """Return the posterior of a loss that was trained; it takes the parts over, so pass a copy."""
+        loss = loss.to(device)
+        guide = loss.guide.guide if isinstance(loss.guide, Reparameterized) else loss.guide
+        return cls(loss.model, guide, statements=loss.statements, example=tuple(part.to(device) for part in example))
+
+    # --- draws ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """Draws of every latent site, (chain, draw, ...); a guide answers with one chain of 100."""
+        if self._draws is not None:
+            return self._draws
+        with self._random(0):
+            return {name: value[None] for name, value in self._sites(100).items()}
+
+    def sample(self, num: int, seed: int = 0) -> dict[str, Tensor]:
+        """Return ``num`` draws of every weight, and of the sites it is made of, (num, ...), pooled over chains.
+
+        Args:
+            num: how many; of a sampler's draws that many are picked at random, each at most once while there are enough.
+            seed: of the draws.
+        """
+        with self._random(seed):
+            sites = self._sites(num)
+            return sites | self._weights(sites)
+
+    def _sites(self, num: int) -> dict[str, Tensor]:
+        if self._draws is not None:
+            pooled = {name: value.flatten(0, 1) for name, value in self._draws.items()}
+            there = len(next(iter(pooled.values())))
+            index = torch.cat([torch.randperm(there) for _ in range(math.ceil(num / there))])[:num]
+            return {name: value[index] for name, value in pooled.items()}
+        try:
+            return torch.vmap(lambda _: self._guide_sites(), randomness="different")(torch.empty(num))
+        except (RuntimeError, ValueError):  # a guide that cannot be vectorised draws one by one
+            single = [self._guide_sites() for _ in range(num)]
+            return {name: torch.stack([draw[name] for draw in single]) for name in single[0]}
+
+    def _guide_sites(self) -> dict[str, Tensor]:
+        trace = poutine.trace(self.guide).get_trace(*self._example)
+        latent = {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+        return {name: site["value"] for name, site in latent.items() if not site["infer"].get("is_auxiliary")}
+
+    def _weights(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that the sites make; for a hand-written program the sites are the weights."""
+        if not isinstance(self.model, BayesianNet):
+            return dict(sites)
+        return torch.vmap(lambda values: poutine.condition(self.model.weights, data=values)())(dict(sites))
+
+    def _random(self, seed: int | None) -> _Quietly:
+        return _Quietly(self._statements, seed)
+
+    # --- moments -------------------------------------------------------------------------------------------------------------------------
+
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return mean and variance of every weight: in closed form where the guide knows them, else over draws."""
+        if hasattr(self.guide, "moments"):
+            return self.guide.moments()
+        num = 200 if self._draws is None else next(iter(self._draws.values())).shape[:2].numel()
+        weights = self.sample(num)
+        return {name: (value.mean(0), value.var(0)) for name, value in weights.items() if value.is_floating_point()}
+
+    def mean_network(self) -> nn.Module:
+        """Return the network with every weight at its posterior mean: a plain module, as it was before it became Bayesian.
+
+        Raises:
+            TypeError: the model is a hand-written program and has no network.
+        """
+        if not isinstance(self.model, BayesianNet):
+            raise TypeError("mean_network: a hand-written program has no network; take the means of posterior.sample(n)")
+        return self.model.network_with({name: mean for name, (mean, _) in self.moments().items()})
+
+    def as_prior(self) -> dict[str, priors.Normal]:
+        """Return this posterior as a prior for the next task: a Gaussian of the same mean and variance for every weight.
+
+        Exact for a factorised Gaussian posterior; of scale mixtures and draws it keeps the two moments.
+
+        Raises:
+            ValueError: a weight without variance, as a point estimate has.
+        """
+        found = {name: moments for name, moments in self.moments().items() if not isinstance(self.model, BayesianNet) or name in self.model.names}
+        for name, (_, variance) in found.items():
+            if not bool((variance > 0).all()):
+                raise ValueError(f"as_prior: the posterior of {name!r} has no variance, so it cannot be a prior")
+        return {name: priors.Normal(variance.sqrt(), mean) for name, (mean, variance) in found.items()}
+
+    # --- predictions ---------------------------------------------------------------------------------------------------------------------
+
+    def predict(self, x: Tensor, draws: int = 50, seed: int = 0) -> Prediction:
+        r"""Return the predictive distribution, the average of the distributions that the drawn networks predict.
+
+        .. math:: p(y \mid x, \mathcal{D}) \approx \frac1S \sum_{s=1}^{S} p(y \mid x, w_s), \qquad w_s \sim q(w)
+
+        Draws are streamed, so memory does not grow with their number; a whole batch sees one network per draw.
+
+        Args:
+            x: inputs (n, ...).
+            draws: S.
+            seed: of the draws.
+
+        Raises:
+            ValueError: no draws; inputs that are not finite.
+        """
+        if draws < 1:
+            raise ValueError(f"predict: expected at least one draw, got {draws}")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("predict: x has numbers that are not finite")
+        return summarize(lambda: self.components(x, draws, seed))
+
+    @torch.no_grad()
+    def components(self, x: Tensor, draws: int = 50, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield what the drawn networks predict, some draws at a time: ``probs`` (draws, n, classes), or ``mean`` and ``stddev`` (draws, n).
+
+        Args:
+            x: inputs (n, ...).
+            draws: in all.
+            seed: of the draws; the same seed gives the same draws.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        with self._random(seed):
+            size = sum(value[0].numel() for value in self._sites(1).values())
+            chosen = self._sites(draws) if self._draws is not None else None
+        step = max(1, min(64, _CHUNK // size))
+        for start in range(0, draws, step):
+            num = min(step, draws - start)
+            with self._random(int(torch.randint(2**62, (), generator=generator))):
+                sites = self._sites(num) if chosen is None else {name: value[start : start + num] for name, value in chosen.items()}
+                parts = [self._predictive(sites, part) for part in x.split(max(1, _CHUNK // (8 * num)))]
+            yield {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
+
+    def _predictive(self, sites: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """Return the parameters of the predictive distribution of each draw for a batch."""
+
+        def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            with _Predict(values) as seen:
+                self.model(x)
+            return components_of(seen.predicted(sites))
+
+        try:
+            return torch.vmap(one, randomness="different")(sites)
+        except RuntimeError:  # an operation that cannot be vectorised: network by network
+            single = [one({name: value[index] for name, value in sites.items()}) for index in range(len(next(iter(sites.values()))))]
+            return {key: torch.stack([part[key] for part in single]) for key in single[0]}
+
+    # --- disk ----------------------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and facts, ``path.json`` and a safetensors file beside it; the program itself stays with the caller.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written.
+        """
+        kind = "guide" if self._draws is None else "draws"
+        save_tensors(path, self._state(), {"kind": kind, "num_data": getattr(self.model, "num_data", None)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> Posterior:
+        """Return the posterior that was saved.
+
+        Args:
+            path: as given to :meth:`save`.
+            model: the model, built as before; it is copied.
+            guide: the guide, built as before (not for draws); it is copied.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or belongs to another model or guide.
+        """
+        tensors, facts = load_tensors(path)
+        if facts.get("kind") not in ("guide", "draws"):
+            raise CheckpointError(f"{path}: expected a saved posterior, found something else")
+        if facts["kind"] == "guide" and guide is None:
+            raise CheckpointError(f"{path}: holds a variational posterior; pass the guide it is to be loaded into, guide=...")
+        draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
+        model, guide = copy.deepcopy((model, guide))
+        posterior = cls(model, guide if facts["kind"] == "guide" else None, draws or None)
+        posterior._load_state({name: value for name, value in tensors.items() if not name.startswith("draws.")}, path)
+        return posterior
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {f"draws.{name}": value for name, value in (self._draws or {}).items()}
+        for prefix, part in (("model", self.model), ("guide", self.guide), ("statements", self._statements)):
+            if isinstance(part, nn.Module):
+                state |= {f"{prefix}.{name}": value for name, value in part.state_dict().items()}
+        return state
+
+    def _load_state(self, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+        for name, value in tensors.items():
+            if name.startswith("statements.unconstrained."):
+                self._statements.unconstrained[name.removeprefix("statements.unconstrained.")] = nn.Parameter(value)
+        own = {name: value for name, value in self._state().items() if not name.startswith("draws.")}
+        expected, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, tensors))
+        if expected != found:
+            different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            name = different[0]
+            raise CheckpointError(
+                f"{path}: belongs to another model or guide; {len(different)} tensors differ, first {name}: "
+                f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+
+_CHUNK = 2_000_000  # numbers in flight per draw and batch: large enough for the matrix products, small beside any data set
+
+
+class _Quietly:
+    """A seed of its own, the parameters of its own, no gradients; outside nothing changes."""
+
+    def __init__(self, statements: OwnParameters, seed: int | None) -> None:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        self.contexts = [torch.random.fork_rng(devices), torch.no_grad(), statements.answering()]
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        for context in self.contexts:
+            context.__enter__()
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*error)
+
+
+class _Predict(Messenger):
+    """Answer latent sites with one draw; note the distributions of all other sites without sampling them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.found: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample" and msg["value"] is None:
+            self.found[msg["name"]] = msg["fn"]
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+
+    def predicted(self, sites: Mapping[str, Tensor]) -> Any:
+        """Return the distribution of the data."""
+        if not self.found:
+            raise ValueError("predict: the model has no unobserved data site; it is called as model(x) and must sample y when y is None")
+        return list(self.found.values())[-1]

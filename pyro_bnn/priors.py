@@ -1,0 +1,287 @@
+"""Priors over the weights of a network, each a small Pyro program.
+
+A prior is called as ``prior(name, shape, group_dim)``; it draws its sites with :func:`pyro.sample` and returns the weight. Any function
+of that signature is a prior. ``group_dim`` is the axis whose indices a group prior keeps or drops together: the input units of a dense
+layer, the output channels of a convolution, ``None`` where there is no such axis (then every weight is a group of its own).
+
+Scale mixtures are written non-centred, :math:`w = \\tilde w\\, z\\, s`, with the sites ``NAME.unit`` (:math:`\\tilde w`, standard normal),
+``NAME.scale`` (:math:`z`, one per group) and ``NAME.global_scale`` (:math:`s`), the product being reported as ``NAME``. A posterior that
+factorises over these sites is :math:`q(z)\\,q(w \\mid z) = q(z)\\,\\mathcal{N}(w; z\\mu, z^2\\sigma^2)`, that of Louizos, Ullrich & Welling
+(2017), https://arxiv.org/abs/1705.08665.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from . import distributions
+
+__all__ = ["Elementwise", "GaussianMixture", "Horseshoe", "LearnedNormal", "LogUniform", "Normal", "NormalJeffreys", "Prior"]
+
+Prior = Callable[[str, torch.Size, int | None], Tensor]
+
+
+def _positive(owner: str, argument: str, value: float | Tensor) -> Tensor:
+    """Return the value as a tensor, refusing what is not above zero."""
+    tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()) if not isinstance(value, Tensor) else value
+    if not tensor.is_meta and not bool((tensor > 0).all()):
+        raise ValueError(f"{owner}: expected {argument} above zero, got {value}")
+    return tensor
+
+
+def _sample(name: str, distribution: dist.TorchDistribution, shape: Sequence[int]) -> Tensor:
+    """Sample one tensor of independent elements as one event."""
+    return pyro.sample(name, distribution.expand(torch.Size(shape)).to_event(len(shape)))
+
+
+def _group_shape(shape: Sequence[int], group_dim: int | None) -> list[int]:
+    """Return the shape of one scale per group: the weight's own with every axis but ``group_dim`` of size one."""
+    return [size if group_dim in (None, axis) else 1 for axis, size in enumerate(shape)]
+
+
+class Elementwise(nn.Module):
+    r"""Any distribution over one weight, independently for all, :math:`p(w) = \prod_i p(w_i)`.
+
+    Args:
+        distribution: over real numbers, of event shape (); its parameters broadcast against the weight.
+
+    Raises:
+        TypeError: what is given is no distribution over single numbers.
+
+    >>> prior = Elementwise(dist.StudentT(3.0, 0.0, 0.1))
+    >>> prior("w", torch.Size([2, 3]), 1).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, distribution: torch.distributions.Distribution) -> None:
+        super().__init__()
+        if not isinstance(distribution, torch.distributions.Distribution) or distribution.event_shape:
+            raise TypeError(f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}")
+        if not isinstance(distribution, dist.torch_distribution.TorchDistributionMixin):  # plain torch: take Pyro's class of that name
+            distribution = getattr(dist, type(distribution).__name__)(**_parameters(distribution))
+        self.distribution = distribution
+        for key, value in _parameters(distribution).items():  # as buffers they follow the network to its device and dtype
+            self.register_buffer(key, torch.as_tensor(value))
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``."""
+        parameters = _parameters(self.distribution)
+        if not parameters:
+            return _sample(name, self.distribution, shape)
+        buffers = {key: getattr(self, key) for key in parameters}
+        return _sample(name, type(self.distribution)(**buffers, validate_args=False), shape)
+
+
+def _parameters(distribution: torch.distributions.Distribution) -> dict[str, Tensor]:
+    """Return the constructor's arguments; of two parameterisations (probs and logits) the one that was given."""
+    kind, own = type(distribution), distribution.__dict__
+    given = [key for key in kind.arg_constraints if key in own or type(inspect.getattr_static(kind, key, None)) is property]
+    return {key: getattr(distribution, key) for key in given}
+
+
+class Normal(nn.Module):
+    r"""Gaussian weights, :math:`p(w) = \mathcal{N}(w; \mu, \sigma^2)`.
+
+    Args:
+        scale: :math:`\sigma`, a number or a tensor that broadcasts to the weight.
+        loc: :math:`\mu`, likewise. A posterior becomes the next task's prior this way.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, scale: float | Tensor = 1.0, loc: float | Tensor = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("scale", _positive("Normal", "scale", scale))
+        self.register_buffer("loc", torch.as_tensor(loc, dtype=self.scale.dtype))
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``."""
+        return _sample(name, dist.Normal(self.loc, self.scale, validate_args=False), shape)
+
+
+class LearnedNormal(nn.Module):
+    r"""Gaussian weights whose scale is fitted to the data, :math:`p(w) = \mathcal{N}(w; 0, \sigma^2)` with :math:`\sigma` maximising the ELBO.
+
+    Empirical Bayes: every weight tensor has a :math:`\sigma` of its own, an ordinary parameter of the model.
+
+    Args:
+        scale: the starting point of :math:`\sigma`.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(_positive("LearnedNormal", "scale", scale).log())
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``."""
+        return _sample(name, dist.Normal(0.0, self.log_scale.exp(), validate_args=False), shape)
+
+
+class LogUniform(nn.Module):
+    r"""The scale-free prior of variational dropout, :math:`p(w) \propto 1/|w|`.
+
+    It is improper: it has a KL divergence to every Gaussian but no samples, so it serves variational inference alone.
+
+    Args:
+        kl: the KL divergence as a function of :math:`\log\alpha`, :func:`~pyro_bnn.distributions.kl_log_uniform` (exact, the default)
+            or :func:`~pyro_bnn.distributions.kl_log_uniform_approximate` (as published).
+
+    Source: Kingma, Salimans & Welling (2015), section 3; Molchanov, Ashukha & Vetrov (2017), section 4.1.
+    """
+
+    def __init__(self, kl: Callable[[Tensor], Tensor] = distributions.kl_log_uniform) -> None:
+        super().__init__()
+        self.kl = kl
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``; outside a guide's replay this raises ``ImproperPriorError``."""
+        return _sample(name, distributions.LogUniform(kl=self.kl), shape)
+
+
+class NormalJeffreys(nn.Module):
+    r"""Group-sparse weights, :math:`w = \tilde w z`, :math:`\tilde w \sim \mathcal{N}(0, 1)`, :math:`p(z) \propto 1/|z|` per group.
+
+    Sites ``NAME.scale`` (z, real: its sign carries no meaning) and ``NAME.unit``. The prior of z is improper, as in :class:`LogUniform`.
+
+    Args:
+        kl: the KL divergence of z as a function of its :math:`\log\alpha`; as for :class:`LogUniform`.
+
+    Source: Louizos, Ullrich & Welling (2017), section 4.1 (BC-GNJ).
+    """
+
+    def __init__(self, kl: Callable[[Tensor], Tensor] = distributions.kl_log_uniform) -> None:
+        super().__init__()
+        self.kl = kl
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample scale and unit and report their product as the site ``name``."""
+        z = _sample(f"{name}.scale", distributions.LogUniform(kl=self.kl), _group_shape(shape, group_dim))
+        return pyro.deterministic(name, _standard_normal(name, shape, z) * z)
+
+
+class Horseshoe(nn.Module):
+    r"""Horseshoe weights, :math:`w = \tilde w z s`, :math:`\tilde w \sim \mathcal{N}(0, 1)`, :math:`z \sim C^+(0, 1)`, :math:`s \sim C^+(0, \tau)`.
+
+    One z per group and one s per weight tensor. With a slab of width c the scale :math:`\lambda = zs` is replaced by
+    :math:`\tilde\lambda = c\lambda / \sqrt{c^2 + \lambda^2}`, which no weight exceeds by much: the regularised horseshoe, the form that
+    Hamiltonian samplers like.
+
+    Args:
+        global_scale: :math:`\tau`.
+        slab: c, or ``None`` for the plain horseshoe.
+        group: ``True`` for one scale per group, ``None`` for one per weight.
+        decomposed: write each half-Cauchy as :math:`\sqrt{ab}`, a Gamma and an inverse Gamma variable (sites ``NAME.scale.gamma``,
+            ``NAME.scale.inverse_gamma`` and likewise for ``NAME.global_scale``), whose KL divergences to log-normals are closed.
+
+    Raises:
+        ValueError: a scale or a slab that is not positive.
+
+    Source: Carvalho, Polson & Scott (2010); Piironen & Vehtari (2017), equation 2.8, for the slab; Louizos, Ullrich & Welling (2017),
+    section 4.2 (BC-GHS) for the decomposition.
+    """
+
+    global_scale: Tensor
+    slab: Tensor | None
+
+    def __init__(
+        self, global_scale: float = 1.0, slab: float | None = None, group: bool | None = True, decomposed: bool = False
+    ) -> None:
+        super().__init__()
+        self.register_buffer("global_scale", _positive("Horseshoe", "global_scale", global_scale))
+        self.register_buffer("slab", None if slab is None else _positive("Horseshoe", "slab", slab))
+        self.group, self.decomposed = group, decomposed
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the scales and the unit and report the product as the site ``name``."""
+        group_shape = _group_shape(shape, group_dim if self.group else None)
+        s = self._half_cauchy(f"{name}.global_scale", self.global_scale, [1] * len(shape))
+        z = self._half_cauchy(f"{name}.scale", torch.ones_like(self.global_scale), group_shape)
+        if self.slab is None:
+            weight = _standard_normal(name, shape, s[0])
+            for factor in (*z, *s):
+                weight = weight * factor
+            return pyro.deterministic(name, weight)
+        scale = regularised(math.prod(z) * math.prod(s), self.slab)
+        return pyro.deterministic(name, _standard_normal(name, shape, scale) * scale)
+
+    def _half_cauchy(self, name: str, scale: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+        """Sample z ~ C+(0, scale) and return it as factors: (z,) or, decomposed, (sqrt a, sqrt b)."""
+        if not self.decomposed:
+            return (_sample(name, dist.HalfCauchy(scale, validate_args=False), shape),)
+        # a starts where its prior has it, scale^2 (else its KL, of order a / scale^2, explodes); b so that sqrt(ab) starts at one.
+        gamma, inverse_gamma = distributions.half_cauchy_as_product(scale)
+        a = _sample_from(f"{name}.gamma", gamma, shape, scale.square())
+        b = _sample_from(f"{name}.inverse_gamma", inverse_gamma, shape, scale.square().reciprocal())
+        return a.sqrt(), b.sqrt()
+
+
+def regularised(scale: Tensor, slab: Tensor) -> Tensor:
+    r"""Return the scale bounded by the slab, :math:`c\lambda / \sqrt{c^2 + \lambda^2}`."""
+    return slab * scale * (slab.square() + scale.square()).rsqrt()
+
+
+def _sample_from(name: str, distribution: dist.TorchDistribution, shape: Sequence[int], initial: Tensor) -> Tensor:
+    """Sample a tensor of independent elements and tell guides where to start."""
+    fn = distribution.expand(torch.Size(shape)).to_event(len(shape))
+    return pyro.sample(name, fn, infer={"initial": initial.expand(torch.Size(shape))})
+
+
+def _standard_normal(name: str, shape: torch.Size, like: Tensor) -> Tensor:
+    """Sample the standard normal site ``NAME.unit`` on the device and in the dtype of ``like``."""
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    return _sample(f"{name}.unit", dist.Normal(zero, zero + 1, validate_args=False), shape)
+
+
+class GaussianMixture(nn.Module):
+    r"""A mixture of Gaussians, :math:`p(w) = \sum_k \pi_k\, \mathcal{N}(w; \mu_k, \sigma_k^2)`.
+
+    Two components at zero, one wide and one narrow, are the spike and slab of Bayes by backprop.
+
+    Args:
+        scales: :math:`\sigma_k`.
+        probs: :math:`\pi_k`, equal by default; normalised here.
+        locs: :math:`\mu_k`, zero by default.
+
+    Raises:
+        ValueError: scales or probabilities that are not positive, or of different lengths.
+
+    Source: Blundell et al. (2015), equation 7, https://arxiv.org/abs/1505.05424.
+    """
+
+    scales: Tensor
+    probs: Tensor
+    locs: Tensor
+
+    def __init__(
+        self, scales: Sequence[float], probs: Sequence[float] | None = None, locs: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
+        if not len(scales) == len(probs) == len(locs):
+            raise ValueError(f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; they go together")
+        self.register_buffer("scales", _positive("GaussianMixture", "scales", torch.tensor(scales)))
+        self.register_buffer("probs", _positive("GaussianMixture", "probs", torch.tensor(probs)))
+        self.register_buffer("locs", torch.tensor(locs))
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``."""
+        mixture = dist.MixtureSameFamily(
+            dist.Categorical(self.probs, validate_args=False),
+            dist.Normal(self.locs, self.scales, validate_args=False),
+            validate_args=False,
+        )
+        return _sample(name, mixture, shape)
