@@ -14,20 +14,23 @@ from torch import Tensor, nn
 from pyro_bnn import distributions
 from pyro_bnn.network import BayesianNet
 
-from .families import Factorized, Latent, latent_sites
+from .families import Factorized, Latent, real_sites
 
 __all__ = ["BernoulliDropout", "GaussianDropout"]
 
 
 class BernoulliDropout(Factorized):
-    r"""Binary dropout: every input unit of a layer is kept or dropped, :math:`q(w_{\cdot i}) = p\,\delta(0) + (1 - p)\,\delta(\theta_{\cdot i})`.
+    r"""Binary dropout: every input unit of a layer is kept or dropped,
+    :math:`q(w_{\cdot i}) = p\,\delta(0) + (1 - p)\,\delta(\theta_{\cdot i})`.
 
-    Under a Gaussian prior the KL divergence is an L2 penalty, :math:`(1-p)\lVert\theta\rVert^2 / 2s^2` up to a constant: dropout with weight
-    decay is variational inference. With :func:`~pyro_bnn.local_reparameterization` each example has a mask of its own, as usual.
+    Under a Gaussian prior the KL divergence is an L2 penalty, :math:`(1-p)\lVert\theta\rVert^2 / 2s^2` up to a
+    constant: dropout with weight decay is variational inference. With :func:`~pyro_bnn.local_reparameterization` each
+    example has a mask of its own, as usual.
 
     Args:
         model: a ``BayesianNet`` under a Gaussian prior.
-        rate: the probability p of being dropped, for all weights or by patterns for their names, ``{"fc1.*": 0.2, "*": 0.5}``.
+        rate: the probability p of being dropped, for all weights or by patterns for their names, ``{"fc1.*": 0.2, "*":
+            0.5}``.
 
     Raises:
         ValueError: a rate outside [0, 1).
@@ -38,7 +41,7 @@ class BernoulliDropout(Factorized):
     def __init__(self, model: BayesianNet, rate: float | Mapping[str, float] = 0.5) -> None:
         rates = rate if isinstance(rate, Mapping) else {"*": rate}
         families = {}
-        for name, site in latent_sites(model).items():
+        for name, site in real_sites("BernoulliDropout", model).items():
             p = next((p for pattern, p in rates.items() if fnmatch.fnmatchcase(name, pattern)), 0.0)
             if not 0 <= p < 1:
                 raise ValueError(f"BernoulliDropout: expected a rate in [0, 1) for {name!r}, got {p}")
@@ -60,16 +63,19 @@ class BinaryNoise(nn.Module):
 
 
 class GaussianDropout(Factorized):
-    r"""Multiplicative Gaussian noise, :math:`q(w) = \mathcal{N}(w; \theta, \alpha\theta^2)`, under the log-uniform prior.
+    r"""Multiplicative Gaussian noise, :math:`q(w) = \mathcal{N}(w; \theta, \alpha\theta^2)`, under the log-uniform
+    prior.
 
-    The KL divergence depends on :math:`\alpha` alone, so with :math:`\alpha` fixed training is Gaussian dropout and nothing else; with
-    :math:`\alpha` learned it is variational dropout. :math:`\alpha = p/(1-p)` has the mean and variance of binary dropout of rate p.
+    The KL divergence depends on :math:`\alpha` alone, so with :math:`\alpha` fixed training is Gaussian dropout and
+    nothing else; with :math:`\alpha` learned it is variational dropout. :math:`\alpha = p/(1-p)` has the mean and
+    variance of binary dropout of rate p.
 
     Args:
         model: a ``BayesianNet``.
         alpha: its (initial) value.
         learn: ``None`` to hold it fixed, or one alpha per ``"weight"``, per input ``"unit"`` or per ``"layer"``.
-        cap: keep :math:`\alpha \le 1`, as Kingma et al. do (the likelihood is then well behaved, but nothing is ever dropped entirely).
+        cap: keep :math:`\alpha \le 1`, as Kingma et al. do (the likelihood is then well behaved, but nothing is ever
+            dropped entirely).
 
     Raises:
         ValueError: alpha not above zero, or above the cap; an unknown ``learn``.
@@ -78,13 +84,20 @@ class GaussianDropout(Factorized):
     """
 
     def __init__(
-        self, model: BayesianNet, alpha: float = 0.25, learn: Literal["weight", "unit", "layer"] | None = None, cap: bool = False
+        self,
+        model: BayesianNet,
+        alpha: float = 0.25,
+        learn: Literal["weight", "unit", "layer"] | None = None,
+        cap: bool = False,
     ) -> None:
         if not 0 < alpha < (1 if cap else math.inf):
-            raise ValueError(f"GaussianDropout: expected alpha above 0{' and below its cap 1' if cap else ''}, got {alpha}")
+            raise ValueError(
+                f"GaussianDropout: expected alpha above 0{' and below its cap 1' if cap else ''}, got {alpha}"
+            )
         if learn not in (None, "weight", "unit", "layer"):
             raise ValueError(f"GaussianDropout: expected learn to be 'weight', 'unit', 'layer' or None, got {learn!r}")
-        super().__init__({name: MultiplicativeNoise(site, alpha, learn, cap) for name, site in latent_sites(model).items()})
+        sites = real_sites("GaussianDropout", model)
+        super().__init__({name: MultiplicativeNoise(site, alpha, learn, cap) for name, site in sites.items()})
 
     @torch.no_grad()
     def log_alpha(self) -> dict[str, Tensor]:

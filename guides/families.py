@@ -1,13 +1,14 @@
 r"""Variational families of one site, and the guide that multiplies them.
 
-A family is a module that holds the variational parameters of one site and returns its distribution; a factorised guide samples every
-site from its own,
+A family is a module that holds the variational parameters of one site and returns its distribution; a factorised guide
+samples every site from its own,
 
 .. math:: q(w) = \prod_s q_s(w_s).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,15 +18,17 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_bnn.moments import weight_moments
 from pyro_bnn.network import BayesianNet
 
-__all__ = ["Factorized", "Gaussian", "LogNormal", "latent_sites", "slab_widths"]
+__all__ = ["Factorized", "Gaussian", "LogNormal", "family_for", "latent_sites", "real_sites", "slab_widths"]
 
 
 class Gaussian(nn.Module):
-    r"""Independent Gaussians, :math:`q(w) = \mathcal{N}(w; \mu, \sigma^2)`, with the parameters ``loc`` and ``log_scale``.
+    r"""Independent Gaussians, :math:`q(w) = \mathcal{N}(w; \mu, \sigma^2)`, with the parameters ``loc`` and
+    ``log_scale``.
 
     Args:
         initial: where :math:`\mu` starts; its shape is the site's.
@@ -108,7 +111,8 @@ def _plant(tree: nn.Module, name: str, family: nn.Module) -> None:
 
 
 class Latent(NamedTuple):
-    """A latent site: where its posterior starts, its support, and its group axis (for the weights of a ``BayesianNet``)."""
+    """A latent site: where its posterior starts, its support, and its group axis (for the weights of a
+    ``BayesianNet``)."""
 
     initial: Tensor
     support: Any
@@ -122,8 +126,8 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
         model: a ``BayesianNet``, or any Pyro program together with example arguments.
 
     Raises:
-        ValueError: a hand-written program without example arguments; a program without latent sites; a latent site in a subsampled plate,
-            whose posterior would have to know which examples it is given.
+        ValueError: a hand-written program without example arguments; a program without latent sites; a latent site in a
+            subsampled plate, whose posterior would have to know which examples it is given.
     """
     if isinstance(model, BayesianNet):
         trace = poutine.trace(model.initialize).get_trace()
@@ -135,11 +139,57 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
         if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
             continue
         if any(frame.vectorized and frame.size != site["fn"].shape()[frame.dim] for frame in site["cond_indep_stack"]):
-            raise ValueError(f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples")
+            raise ValueError(
+                f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples"
+            )
         sites[name] = Latent(site["value"].detach(), site["fn"].support, group_dims.get(name.removesuffix(".unit")))
     if not sites:
         raise ValueError("the model has no latent site: there is nothing to infer")
     return sites
+
+
+def real_sites(owner: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Latent]:
+    """Return the latent sites of a model for a guide that knows real ones only.
+
+    Args:
+        owner: the guide, for the error.
+        model: as for :func:`latent_sites`.
+
+    Raises:
+        ValueError: a latent site whose support is not the real line (a horseshoe's scales, an inferred noise).
+    """
+    sites = latent_sites(model, *args, **kwargs)
+    for name, site in sites.items():
+        if _elementary(site.support) is not constraints.real:
+            raise ValueError(
+                f"{owner}: site {name!r} has the support {site.support}, this guide is for real sites; "
+                "use MeanField, or a prior on the weights themselves and a noise scale that is known or learned"
+            )
+    return sites
+
+
+def family_for(name: str, support: Any) -> type[Gaussian] | type[LogNormal]:
+    """Return the family for a support: Gaussian on the real line, LogNormal on the positive half of it.
+
+    Raises:
+        ValueError: another support.
+    """
+    support = _elementary(support)
+    if support is constraints.real:
+        return Gaussian
+    if support in (constraints.positive, constraints.nonnegative):
+        return LogNormal
+    raise ValueError(
+        f"site {name!r} has the support {support}; mean-field families are for real and positive ones. "
+        "Write this guide by hand"
+    )
+
+
+def _elementary(support: Any) -> Any:
+    """Return the support of one element."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
 
 
 def slab_widths(model: Callable[..., Any]) -> dict[str, Tensor]:
@@ -149,7 +199,11 @@ def slab_widths(model: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def _prior_trace(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    if not args and not kwargs:
-        raise ValueError("a guide for a hand-written Pyro program needs example arguments: MeanField(model, x, y)")
+    try:
+        inspect.signature(model).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"a guide for a hand-written Pyro program needs example arguments, MeanField(model, x, y): {error}"
+        ) from error
     with torch.no_grad(), pyro.get_param_store().scope():  # the caller's parameter store stays as it is
         return poutine.trace(model).get_trace(*args, **kwargs)

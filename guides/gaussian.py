@@ -22,14 +22,15 @@ class FactorizedGaussian(PyroModule):
         \mathrm{KL}\big(\mathcal{N}(\mu, \sigma^2) \,\|\, \mathcal{N}(0, s^2)\big)
             = \log\frac{s}{\sigma} + \frac{\sigma^2 + \mu^2}{2 s^2} - \frac12
 
-    It has twice the parameters of the network. :math:`\log\sigma` is learned, so that :math:`\sigma` is positive by construction, and it
-    starts small: a network as noisy as its prior learns nothing at first.
+    It has twice the parameters of the network. :math:`\log\sigma` is learned, so that :math:`\sigma` is positive by
+    construction, and it starts small: a network as noisy as its prior learns nothing at first.
 
     Args:
         model: a ``BayesianNet`` whose priors have one site per weight.
         init_scale: where :math:`\sigma` starts.
 
-    Source: Graves (2011); Blundell et al. (2015), https://arxiv.org/abs/1505.05424. ``MeanField`` builds the same posterior.
+    Source: Graves (2011); Blundell et al. (2015), https://arxiv.org/abs/1505.05424. ``MeanField`` builds the same
+    posterior.
     """
 
     def __init__(self, model: BayesianNet, init_scale: float = 1e-2) -> None:

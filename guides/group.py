@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_bnn.network import BayesianNet
 
-from .families import Factorized, Gaussian, latent_sites
+from .families import Factorized, Gaussian, family_for, latent_sites, slab_widths
 
 __all__ = ["GroupNormalJeffreys"]
 
@@ -20,46 +20,74 @@ class GroupNormalJeffreys(Factorized):
 
     .. math::
 
-        q(z_i) = \mathcal{N}(z_i; m_i, v_i), \qquad q(w_{ij} \mid z_i) = \mathcal{N}(w_{ij}; z_i\mu_{ij}, z_i^2\sigma_{ij}^2), \qquad
+        q(z_i) = \mathcal{N}(z_i; m_i, v_i), \qquad
+        q(w_{ij} \mid z_i) = \mathcal{N}(w_{ij}; z_i\mu_{ij}, z_i^2\sigma_{ij}^2),
+
+    .. math::
+
         \mathrm{KL} = \sum_i \mathrm{KL}_{\log\text{-uniform}}(\log\alpha_i)
             + \sum_{ij} \tfrac12\big(\sigma_{ij}^2 + \mu_{ij}^2 - 1 - \log\sigma_{ij}^2\big)
 
-    with :math:`\alpha_i = v_i / m_i^2`. Non-centred, :math:`w = \tilde w z`, this factorises over the sites ``NAME.scale`` and ``NAME.unit``.
-    A group whose :math:`\log\alpha_i` is large is noise: the unit can go.
+    with :math:`\alpha_i = v_i / m_i^2`. Non-centred, :math:`w = \tilde w z`, this factorises over the sites
+    ``NAME.scale`` and ``NAME.unit``. A group whose :math:`\log\alpha_i` is large is noise: the unit can go.
 
     Args:
         model: a ``BayesianNet`` under ``priors.NormalJeffreys``.
         init_log_variance: where the logarithms of :math:`v` and :math:`\sigma^2` start.
-        max_scale: keep :math:`\sigma` of each weight below this, so that a first layer cannot hide in its noise (0.2 in the paper).
+        max_scale: keep :math:`\sigma` of each weight below this, so that a first layer cannot hide in its noise (0.2 in
+            the paper).
 
     Raises:
-        ValueError: the model has no group scales.
+        ValueError: the model has no group scales; ``max_scale`` names another weight, or a cap that is not above the
+            initial :math:`\sigma`.
 
     Source: Louizos, Ullrich & Welling (2017), section 4.1, https://arxiv.org/abs/1705.08665.
     """
 
-    def __init__(self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None
+    ) -> None:
         sites = latent_sites(model)
-        if not any(name.endswith(".scale") for name in sites):
-            raise ValueError(f"GroupNormalJeffreys: the model has no group scales, only {', '.join(sites)}; use priors.NormalJeffreys()")
+        families = {name: family_for(name, site.support) for name, site in sites.items()}
+        # z is real here, where a horseshoe has a positive one
+        stems = [name.removesuffix(".scale") for name in sites if name.endswith(".scale") and families[name] is Gaussian]
+        if not stems:
+            raise ValueError(
+                f"GroupNormalJeffreys: the model has no real group scales, only {', '.join(sites)}; "
+                "use priors.NormalJeffreys()"
+            )
         scale, caps = math.exp(init_log_variance / 2), max_scale or {}
-        families: dict[str, nn.Module] = {}
+        if unknown := sorted(set(caps) - set(stems)):
+            raise ValueError(
+                f"GroupNormalJeffreys: max_scale names {', '.join(unknown)}; "
+                f"the weights with group scales are {', '.join(stems)}"
+            )
+        posteriors: dict[str, nn.Module] = {}
         for name, site in sites.items():
             cap = caps.get(name.removesuffix(".unit"))
-            families[name] = Gaussian(site.initial, scale) if cap is None else CappedGaussian(site.initial, scale, cap)
-        super().__init__(families)
+            if cap is None:
+                posteriors[name] = families[name](site.initial, scale)
+            else:
+                posteriors[name] = CappedGaussian(site.initial, scale, cap)
+        super().__init__(posteriors, slab_widths(model))
+        self.stems = stems
 
     @torch.no_grad()
     def log_alpha(self) -> dict[str, Tensor]:
         """Return log alpha of the groups of every weight."""
-        scales = {name.removesuffix(".scale"): q.base_dist for name, q in self.distributions().items() if name.endswith(".scale")}
-        return {name: q.variance.log() - (q.mean.square() + 1e-8).log() for name, q in scales.items()}
+        q = self.distributions()
+        scales = {name: q[f"{name}.scale"].base_dist for name in self.stems}
+        return {name: z.variance.log() - (z.mean.square() + 1e-8).log() for name, z in scales.items()}
 
 
 class CappedGaussian(Gaussian):
     """A Gaussian whose standard deviation stays below a cap, smoothly: 1 / (1 / s + 1 / cap)."""
 
     def __init__(self, initial: Tensor, init_scale: float, cap: float) -> None:
+        if not init_scale < cap:
+            raise ValueError(
+                f"CappedGaussian: the standard deviation starts at {init_scale:.3g}, which is not below its cap {cap}"
+            )
         super().__init__(initial, 1 / (1 / init_scale - 1 / cap))
         self.cap = cap
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_bnn.network import BayesianNet
 
-from .families import Factorized, Gaussian, LogNormal, latent_sites
+from .families import Factorized, family_for, latent_sites, slab_widths
 
 __all__ = ["GroupHorseshoe"]
 
@@ -24,10 +24,13 @@ class GroupHorseshoe(Factorized):
         s_a \sim \mathcal{G}(\tfrac12, \tau^2), \quad s_b \sim \mathcal{IG}(\tfrac12, 1), \quad
         a_i \sim \mathcal{G}(\tfrac12, 1), \quad b_i \sim \mathcal{IG}(\tfrac12, 1)
 
-    (the second argument of :math:`\mathcal{G}` is a scale). Each of the four has a log-normal posterior and a closed KL divergence, and
-    :math:`\lambda_i = z_i s` is log-normal too,
+    (the second argument of :math:`\mathcal{G}` is a scale). Each of the four has a log-normal posterior and a closed KL
+    divergence, and :math:`\lambda_i = z_i s` is log-normal too,
 
-    .. math:: \log \lambda_i \sim \mathcal{N}\big(\tfrac12(m_{s_a} + m_{s_b} + m_{a_i} + m_{b_i}),\ \tfrac14(v_{s_a} + v_{s_b} + v_{a_i} + v_{b_i})\big).
+    .. math::
+
+        \log \lambda_i \sim \mathcal{N}\big(
+            \tfrac12(m_{s_a} + m_{s_b} + m_{a_i} + m_{b_i}),\ \tfrac14(v_{s_a} + v_{s_b} + v_{a_i} + v_{b_i})\big).
 
     A group is pruned by its mode :math:`e^{m - v}`: where :math:`v_i - m_i` is large, the scale is nearly zero.
 
@@ -45,18 +48,23 @@ class GroupHorseshoe(Factorized):
         sites = latent_sites(model)
         if not any(name.endswith(".scale.gamma") for name in sites):
             raise ValueError(
-                f"GroupHorseshoe: the model has no decomposed scales, only {', '.join(sites)}; use priors.Horseshoe(tau, decomposed=True)"
+                f"GroupHorseshoe: the model has no decomposed scales, only {', '.join(sites)}; "
+                "use priors.Horseshoe(tau, decomposed=True)"
             )
         scale = math.exp(init_log_variance / 2)
-        families: dict[str, nn.Module] = {}
-        for name, site in sites.items():
-            families[name] = (LogNormal if name.endswith("gamma") else Gaussian)(site.initial, scale)
-        super().__init__(families)
+        families = {}
+        for name, site in sites.items():  # the units are real, the factors of the scales positive
+            families[name] = family_for(name, site.support)(site.initial, scale)
+        super().__init__(families, slab_widths(model))
 
     @torch.no_grad()
     def negative_log_mode(self) -> dict[str, Tensor]:
         r"""Return :math:`v - m` of the scale :math:`z` of every group: large where the group can go."""
-        q = {name: distribution.base_dist for name, distribution in self.distributions().items() if name.endswith("gamma")}
+        q = {
+            name: distribution.base_dist
+            for name, distribution in self.distributions().items()
+            if name.endswith("gamma")
+        }
         modes = {}
         for stem in (name.removesuffix(".scale.gamma") for name in q if name.endswith(".scale.gamma")):
             a, b = q[f"{stem}.scale.gamma"], q[f"{stem}.scale.inverse_gamma"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.distributions import constraints
-
-from .families import Factorized, Gaussian, LogNormal, latent_sites, slab_widths
+from .families import Factorized, family_for, latent_sites, slab_widths
 
 __all__ = ["MeanField"]
 
@@ -17,7 +15,8 @@ class MeanField(Factorized):
 
     .. math:: q(w) = \prod_i \mathcal{N}(w_i; \mu_i, \sigma_i^2) \prod_j \mathrm{LogNormal}(z_j; m_j, v_j)
 
-    It emits plain distributions, so that KL divergences are closed and the weights can stay undrawn. Means start at the network's own
+    It emits plain distributions, so that KL divergences are closed and the weights can stay undrawn. Means start at the
+    network's own
     weights: hand a trained network to ``BayesianNet`` to start from it.
 
     Args:
@@ -25,7 +24,8 @@ class MeanField(Factorized):
         init_scale: the standard deviation to start from (of the logarithm, for positive sites).
 
     Raises:
-        ValueError: a site that is neither real nor positive, ``init_scale`` not above zero, or a program without example arguments.
+        ValueError: a site that is neither real nor positive, ``init_scale`` not above zero, or a program without
+            example arguments.
 
     >>> from pyro_bnn import BayesianNet, likelihoods, priors
     >>> from torch import nn
@@ -39,15 +39,5 @@ class MeanField(Factorized):
             raise ValueError(f"MeanField: expected init_scale above zero, got {init_scale}")
         families = {}
         for name, site in latent_sites(model, *args, **kwargs).items():
-            families[name] = _family(name, site.support)(site.initial, init_scale)
+            families[name] = family_for(name, site.support)(site.initial, init_scale)
         super().__init__(families, slab_widths(model))
-
-
-def _family(name: str, support: Any) -> type[Gaussian] | type[LogNormal]:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.real:
-        return Gaussian
-    if support in (constraints.positive, constraints.nonnegative):
-        return LogNormal
-    raise ValueError(f"MeanField: site {name!r} has the support {support}; it knows real and positive ones. Write this guide by hand")

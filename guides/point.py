@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .families import Factorized, latent_sites
+from .families import Factorized, real_sites
 
 __all__ = ["PointEstimate"]
 
@@ -16,16 +16,21 @@ __all__ = ["PointEstimate"]
 class PointEstimate(Factorized):
     r"""A point mass at every site: the maximum a posteriori estimate, :math:`q(w) = \delta(w - \theta)`.
 
-    The loss is :math:`-\log p(y \mid x, \theta) - \log p(\theta)`: ordinary training with weight decay under a Gaussian prior. The baseline
-    that a posterior has to beat.
+    The loss is :math:`-\log p(y \mid x, \theta) - \log p(\theta)`: ordinary training with weight decay under a Gaussian
+    prior. The baseline that a posterior has to beat.
 
     Args:
-        model: a ``BayesianNet``, or any Pyro program together with example arguments. Positive sites are not supported: their maximum depends
-            on how they are parameterized.
+        model: a ``BayesianNet``, or any Pyro program together with example arguments. Positive sites are not supported:
+            their maximum depends on how they are parameterized.
     """
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__({name: PointMass(site.initial) for name, site in latent_sites(model, *args, **kwargs).items()})
+        super().__init__(
+            {
+                name: PointMass(site.initial)
+                for name, site in real_sites("PointEstimate", model, *args, **kwargs).items()
+            }
+        )
 
 
 class PointMass(nn.Module):

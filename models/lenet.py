@@ -39,7 +39,8 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as in Caffe: convolutions of 20 and 50 filters, 500 hidden units, a ReLU after every layer; 430,500 weights for MNIST.
+    """LeNet-5 as in Caffe: convolutions of 20 and 50 filters, 500 hidden units, a ReLU after every layer; 430,500
+    weights for MNIST.
 
     x (batch, channels, size, size) or flattened (batch, channels * size * size) -> logits (batch, outputs).
 
@@ -51,12 +52,21 @@ class LeNet5(nn.Module):
         outputs: classes.
     """
 
-    def __init__(self, size: int = 28, channels: int = 1, filters: tuple[int, int] = (20, 50), hidden: int = 500, outputs: int = 10) -> None:
+    def __init__(
+        self,
+        size: int = 28,
+        channels: int = 1,
+        filters: tuple[int, int] = (20, 50),
+        hidden: int = 500,
+        outputs: int = 10,
+    ) -> None:
         super().__init__()
         self.image = (channels, size, size)
         left = ((size - 4) // 2 - 4) // 2  # two convolutions of 5 without padding, each followed by pooling of 2
         if left < 1:
-            raise ValueError(f"LeNet5: images of {size} x {size} pixels vanish in two convolutions of 5 x 5; use size >= 16")
+            raise ValueError(
+                f"LeNet5: images of {size} x {size} pixels vanish in two convolutions of 5 x 5; use size >= 16"
+            )
         self.conv1 = nn.Conv2d(channels, filters[0], 5)
         self.conv2 = nn.Conv2d(filters[0], filters[1], 5)
         self.fc1 = nn.Linear(filters[1] * left * left, hidden)
@@ -71,13 +81,15 @@ class LeNet5(nn.Module):
 
 
 def lenet_300_100(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
-    """Return LeNet-300-100 as a Pyro model: a log-uniform prior (or another) on the weights, biases learned, categorical likelihood.
+    """Return LeNet-300-100 as a Pyro model: a log-uniform prior (or another) on the weights, biases learned,
+    categorical likelihood.
 
     The means start at N(0, 0.01^2), as in the original Sparse VD code.
 
     Args:
         num_data: the number of examples in the data set.
-        prior: of the weights; a mapping chooses per layer, ``{"fc1.weight": ..., "fc2.weight": ..., "fc3.weight": ...}``.
+        prior: of the weights; a mapping chooses per layer, ``{"fc1.weight": ..., "fc2.weight": ..., "fc3.weight":
+            ...}``.
         sizes: those of :class:`LeNet300100`.
     """
     chosen = priors.LogUniform() if prior is None else prior
@@ -87,7 +99,8 @@ def lenet_300_100(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet
 
 
 def lenet_5(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
-    """Return LeNet-5 as a Pyro model: a log-uniform prior (or another) on kernels and weights, biases learned, categorical likelihood.
+    """Return LeNet-5 as a Pyro model: a log-uniform prior (or another) on kernels and weights, biases learned,
+    categorical likelihood.
 
     Args:
         num_data: the number of examples in the data set.

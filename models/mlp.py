@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,11 +27,15 @@ class MLP(nn.Sequential):
     """
 
     def __init__(
-        self, inputs: int = 784, hidden: Sequence[int] = (100,), outputs: int = 10, activation: Callable[[], nn.Module] = nn.ReLU
+        self,
+        inputs: int = 784,
+        hidden: Sequence[int] = (100,),
+        outputs: int = 10,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         widths = [inputs, *hidden, outputs]
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), activation()]
         super().__init__(*layers[:-1])
 

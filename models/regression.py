@@ -12,10 +12,13 @@ from torch import Tensor
 __all__ = ["linear_regression", "mlp_regression"]
 
 
-def linear_regression(num_data: int, inputs: int = 1, prior_scale: float = 1.0, noise: float = 0.3) -> Callable[..., Tensor]:
+def linear_regression(
+    num_data: int, inputs: int = 1, prior_scale: float = 1.0, noise: float = 0.3
+) -> Callable[..., Tensor]:
     r"""Return the model :math:`y_n = w^T x_n + b + \epsilon_n`, with Gaussian priors and known Gaussian noise.
 
-    x (batch, inputs), y (batch,). Its posterior is Gaussian and known in closed form, so it is where approximations are tried first.
+    x (batch, inputs), y (batch,). Its posterior is Gaussian and known in closed form, so it is where approximations are
+    tried first.
 
     Args:
         num_data: the number of examples in the data set.
@@ -35,11 +38,14 @@ def linear_regression(num_data: int, inputs: int = 1, prior_scale: float = 1.0, 
     return model
 
 
-def mlp_regression(num_data: int, inputs: int = 1, hidden: int = 16, noise: float | None = None) -> Callable[..., Tensor]:
+def mlp_regression(
+    num_data: int, inputs: int = 1, hidden: int = 16, noise: float | None = None
+) -> Callable[..., Tensor]:
     r"""Return the model :math:`y_n = v^T \tanh(W x_n + b) + c + \epsilon_n` with one hidden layer.
 
-    x (batch, inputs), y (batch,). W and b are N(0, 2^2), c is standard normal, and the variance of v falls with the width, so that the
-    function has about unit scale whatever the width. The noise is known, or inferred under a half-normal prior.
+    x (batch, inputs), y (batch,). W and b are N(0, 2^2), c is standard normal, and the variance of v falls with the
+    width, so that the function has about unit scale whatever the width. The noise is known, or inferred under a
+    half-normal prior.
 
     Args:
         num_data: the number of examples in the data set.

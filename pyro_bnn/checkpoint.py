@@ -1,13 +1,14 @@
 """Tensors and facts on disk: safetensors beside JSON, written atomically, checked by hash, never unpickled.
 
-``name.json`` holds the facts and the SHA-256 of the tensors' file it belongs to, whose name carries the first digits of that hash. The
-tensors are written first and the JSON is replaced in one step, so at every moment the JSON names a complete file; a full disk or a kill
-leaves the previous pair.
+``name.json`` holds the facts and the SHA-256 of the tensors' file it belongs to, whose name carries the first digits
+of that hash, and a SHA-256 of its own content. The tensors are written first and the JSON is replaced in one step, so
+at every moment the JSON names a complete file; a full disk or a kill leaves the previous pair.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -41,16 +43,32 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fa
     content = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     file = path.with_name(f"{path.name}-{digest[:12]}.safetensors")
+    record = {"tensors": file.name, "sha256": digest, "facts": facts}
+    text = json.dumps(record | {"checksum": _checksum(record)}, indent=1, allow_nan=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
-        record = {"tensors": file.name, "sha256": digest, "facts": facts}
-        write_atomically(path.with_name(f"{path.name}.json"), json.dumps(record, indent=1, allow_nan=True).encode())
+        write_atomically(path.with_name(f"{path.name}.json"), text.encode())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot write ({error.strerror}); what was saved before is still there") from error
-    for old in path.parent.glob(f"{path.name}-{'[0-9a-f]' * 12}.safetensors"):
-        if old != file:
-            old.unlink()
+        raise CheckpointError(
+            f"{path}: cannot write ({error.strerror}); what was saved before is still there"
+        ) from error
+    _remove_old(path, file)
+
+
+def _remove_old(path: Path, file: Path) -> None:
+    """Remove the tensors of earlier saves, and what a killed process left half written."""
+    name = glob.escape(path.name)
+    patterns = (
+        f"{name}-{'[0-9a-f]' * 12}.safetensors",
+        f".{name}-{'[0-9a-f]' * 12}.safetensors.*.part",
+        f".{name}.json.*.part",
+    )
+    for pattern in patterns:
+        for old in path.parent.glob(pattern):
+            if old != file:
+                with contextlib.suppress(OSError):
+                    old.unlink()
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,22 +81,43 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     index = path.with_name(f"{path.name}.json")
     try:
         record = json.loads(index.read_bytes())
-        name, digest, facts = str(record["tensors"]), record["sha256"], record["facts"]
-        file = path.with_name(Path(name).name)
-        content = file.read_bytes()
+        checksum = record.pop("checksum")
+        name, digest, facts = record["tensors"], record["sha256"], record["facts"]
+        expected = f"{path.name}-{digest[:12]}.safetensors"
+        if checksum != _checksum(record):
+            raise ValueError("its checksum is wrong: the file was changed or damaged")
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: there is no such file") from error
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: expected JSON with tensors, sha256 and facts, found something else ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = "JSON with tensors, sha256, facts and their checksum"
+        raise CheckpointError(
+            f"{index}: expected {what}, found something else ({type(error).__name__}: {error})"
+        ) from error
+    if Path(name).name != name or not name.endswith(expected.removeprefix(path.name)):
+        raise CheckpointError(
+            f"{index}: expected tensors in a file beside it, such as {expected}, found the name {name!r}"
+        )
+    file = path.with_name(name)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise CheckpointError(f"{file}: expected SHA-256 {str(digest)[:12]}..., found {found[:12]}...: the file was changed or damaged")
+        raise CheckpointError(
+            f"{file}: expected SHA-256 {digest[:12]}..., found {found[:12]}...: the file was changed or damaged"
+        )
     try:
         return load(content), facts
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file}: not a safetensors file ({error})") from error
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what JSON makes of the record."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -100,3 +139,56 @@ def write_atomically(file: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+# --- What a run is made of --------------------------------------------------------------------------------------------
+
+
+def run_state(
+    loss: torch.nn.Module, optimizer: torch.optim.Optimizer, generators: Mapping[str, torch.Generator]
+) -> dict[str, Tensor]:
+    """Return parameters, buffers, optimizer state and random state as flat tensors."""
+    tensors = {f"loss.{name}": value for name, value in loss.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        present = {key: value for key, value in state.items() if value is not None}
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in present.items()}
+    return tensors | {f"random.{name}": generator.get_state() for name, generator in generators.items()}
+
+
+def restore_run_state(
+    tensors: Mapping[str, Tensor],
+    loss: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator],
+) -> None:
+    """Put back what :func:`run_state` returned."""
+    loss.load_state_dict(_below("loss", tensors))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimizer", tensors).items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, value in _below("random", tensors).items():
+        generators[name].set_state(value)
+
+
+def require_same_run(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose settings, data or parameters are others.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    now = json.loads(json.dumps(now))
+    differing = []
+    for key in {**now, **saved}:
+        before, after = saved.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            differing += [f"{key} {name}" for name in {**after, **before} if before.get(name) != after.get(name)][:1]
+        elif before != after:
+            differing.append(f"{key} (saved {before}, now {after})")
+    if differing:
+        raise CheckpointError(f"{folder}: the checkpoint is of another run: {'; '.join(differing)} differ")
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

@@ -2,14 +2,13 @@ r"""The evidence lower bound, with every KL divergence in closed form that has o
 
 .. math:: \mathcal{L} = \mathbb{E}_{q(w)} \log p(y \mid x, w) - \mathrm{KL}(q(w) \,\|\, p(w)) \le \log p(y \mid x)
 
-Pyro's estimators evaluate every log-density of a program. This one evaluates those of the data and, for each latent site, the KL
-divergence that is registered for its two distributions; a Monte-Carlo estimate of it only where none is. That is what lets the weights
-stay undrawn (:mod:`pyro_bnn.reparameterization`) and improper priors take part.
+Pyro's estimators evaluate every log-density of a program. This one evaluates those of the data and, for each latent
+site, the KL divergence that is registered for its two distributions; a Monte-Carlo estimate of it only where none is.
+That is what lets the weights stay undrawn (:mod:`pyro_bnn.reparameterization`) and improper priors take part.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,8 @@ __all__ = ["ELBO", "Terms"]
 class Terms:
     """The parts of the negative ELBO, in nats for the whole data set.
 
-    ``data``: minus the expected log-likelihood. ``kl``: the divergence of each latent site (auxiliary sites and factors of the guide
+    ``data``: minus the expected log-likelihood. ``kl``: the divergence of each latent site (auxiliary sites and factors
+        of the guide
     count as terms of their own). ``score``: log q of the sites that have no reparameterized sampler, else zero.
     """
 
@@ -54,21 +54,26 @@ def _total(values: Any, like: Tensor) -> Tensor:
 
 
 class ELBO(pyro.infer.ELBO):
-    r"""The negative evidence lower bound as a loss, :math:`\mathbb{E}_q[-\log p(y \mid x, w)] + \beta\,\mathrm{KL}(q \,\|\, p)`.
+    r"""The negative evidence lower bound as a loss,
+    :math:`\mathbb{E}_q[-\log p(y \mid x, w)] + \beta\,\mathrm{KL}(q \,\|\, p)`.
 
-    ``ELBO()`` is an estimator for ``pyro.infer.SVI(model, guide, optim, loss=ELBO())``. ``ELBO()(model, guide)``, or in short
-    ``ELBO(model, guide)``, is an :class:`torch.nn.Module`: ``loss(x, y)`` returns nats for the whole data set, ``loss.terms(x, y)`` the
-    parts, ``loss.parameters()`` what is to be learned. The module keeps Pyro's global parameter store out of it.
+    ``ELBO()`` is an estimator for ``pyro.infer.SVI(model, guide, optim, loss=ELBO())``. ``ELBO()(model, guide)``, or in
+    short ``ELBO(model, guide)``, is an :class:`torch.nn.Module`: ``loss(x, y)`` returns nats for the whole data set,
+    ``loss.terms(x, y)`` the parts, ``loss.parameters()`` what is to be learned. The module keeps Pyro's global
+    parameter store out of it.
 
-    A KL divergence is taken in closed form if one is registered with :func:`torch.distributions.register_kl` and the guide samples its
-    sites in the order of the model (then it is exact for hierarchical posteriors as well); else it is estimated from one draw.
+    A KL divergence is taken in closed form if one is registered with :func:`torch.distributions.register_kl`, the guide
+    samples its sites in the order of the model (then it is exact for hierarchical posteriors as well), and both
+    programs scale and mask the site alike; else it is estimated from one draw.
 
     Args:
         kl_weight: :math:`\beta`; one for Bayes' rule. It may be changed between steps.
         num_particles: the number of draws from the guide that are averaged.
 
     Raises:
-        ValueError: a latent site of the model that the guide lacks (a guide built for another model), or whose shape differs.
+        ValueError: a latent site of the model that the guide lacks (a guide built for another model), or whose shape
+            differs; a site that the model observes and the guide samples; observations that do not have the shape of
+            their distribution; a guide that is missing.
 
     >>> from pyro_bnn import BayesianNet, guides, likelihoods, priors
     >>> model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.1), num_data=100)
@@ -81,8 +86,12 @@ class ELBO(pyro.infer.ELBO):
 
     def __new__(cls, model: Any = None, guide: Any = None, **options: Any) -> Any:
         """Return the estimator or, given a model and a guide, the loss as a module."""
-        if model is None:
+        if model is None and guide is None:
             return super().__new__(cls)
+        if model is None or guide is None:
+            raise ValueError(
+                "ELBO: expected a model and a guide, ELBO(model, guide), or neither of them, ELBO(); got one alone"
+            )
         estimator = super().__new__(cls)
         estimator.__init__(**options)
         return estimator(model, guide)
@@ -90,7 +99,7 @@ class ELBO(pyro.infer.ELBO):
     def __init__(self, kl_weight: float | Tensor = 1.0, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
-        self._checked = False
+        self._checked: tuple[Any, Any] | None = None  # the programs that were found to match
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> ELBOModule:
         """Return the loss of this model and this guide as a module."""
@@ -103,12 +112,14 @@ class ELBO(pyro.infer.ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        if is_validation_enabled() and not self._checked:
+        if is_validation_enabled() and not (self._checked and self._checked[0] is model and self._checked[1] is guide):
             _check_match(model_trace, guide_trace)
-            self._checked = True
+            self._checked = (model, guide)
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Return the loss in nats, differentiable."""
         particles = [self.terms(model, guide, *args, **kwargs).loss(self.kl_weight) for _ in range(self.num_particles)]
         return sum(particles[1:], particles[0]) / self.num_particles
@@ -163,8 +174,8 @@ class ELBOModule(pyro.infer.elbo.ELBOModule):
 class OwnParameters(nn.Module):
     """The parameters that the programs of one loss declare, kept here instead of in Pyro's global store.
 
-    Modules answer with their own tensors. For plain functions, each ``pyro.param`` statement gets a parameter here at its first call, and
-    a module of a closure that is registered with ``pyro.module`` is found.
+    Modules answer with their own tensors. For plain functions, each ``pyro.param`` statement gets a parameter here at
+    its first call, and a module of a closure that is registered with ``pyro.module`` is found.
     """
 
     def __init__(self, *programs: Any) -> None:
@@ -180,7 +191,7 @@ class OwnParameters(nn.Module):
 
     def answer(self, name: str, initial: Any = None, constraint: Any = constraints.real, **_: Any) -> Tensor:
         """Return the value of one ``pyro.param`` statement."""
-        key = name.replace(".", "/")
+        key = _key(name)
         if isinstance(initial, nn.Parameter):
             if not self._belongs(initial):
                 self.found[key] = initial
@@ -198,8 +209,16 @@ class OwnParameters(nn.Module):
         return id(parameter) in self._known
 
 
+def _key(name: str) -> str:
+    """Return the name as a key of a ParameterDict, which takes neither dots nor the names of its own methods
+    ("values")."""
+    key = name.replace(".", "/")
+    return f"{key}_" if hasattr(nn.ParameterDict, key) or key in ("training", "_keys") else key
+
+
 class _Answering(Messenger):
-    """Answer parameter statements; what still reaches the store (a PyroParam shows its own tensor there) finds an empty one."""
+    """Answer parameter statements; what still reaches the store (a PyroParam shows its own tensor there) finds an empty
+    one."""
 
     def __init__(self, owner: OwnParameters) -> None:
         super().__init__()
@@ -217,7 +236,7 @@ class _Answering(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         name, *initial = msg["args"]
         declares = getattr(msg["fn"], "__self__", None) is pyro.get_param_store()
-        if declares and msg["value"] is None and (initial or name.replace(".", "/") in self.owner.unconstrained):
+        if declares and msg["value"] is None and (initial or _key(name) in self.owner.unconstrained):
             msg["value"] = self.owner.answer(name, *initial, **msg["kwargs"])
             msg["done"] = True
 
@@ -237,11 +256,13 @@ def _terms(model_trace: Any, guide_trace: Any) -> Terms:
             data = data - _log_prob(site)
         elif name in guide_sites:
             kl[name] = _kl(guide_sites[name], site, ordered)
+        else:
+            raise _missing([name], guide_trace)
     for name, site in guide_sites.items():
-        if name not in kl and not site["infer"].get("_deterministic"):  # an auxiliary variable, or a factor of the guide
-            kl[name] = _log_prob(site)
-        if not site["is_observed"] and not site["fn"].has_rsample:
-            score.append(_log_prob(site))
+        if name not in kl and not site["infer"].get("_deterministic"):
+            kl[name] = _log_prob(site)  # an auxiliary variable, or a factor of the guide
+        if not site["fn"].has_rsample:  # log q as it was drawn: neither scaled nor masked, whatever its KL term is
+            score.append(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]).sum())
     data = torch.as_tensor(data)
     return Terms(data, kl, _total(score, data))
 
@@ -257,31 +278,63 @@ def _scaled_sum(value: Tensor, site: Any) -> Tensor:
 
 def _kl(guide_site: Any, model_site: Any, closed: bool) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
-    if closed and not isinstance(q, pyro.distributions.Delta):  # Pyro's rule for Delta leaves its log_density (a Jacobian) out
+    # Pyro's rule for Delta leaves its log_density (a Jacobian) out
+    if closed and not isinstance(q, pyro.distributions.Delta) and _weighted_alike(guide_site, model_site):
         try:
             return _scaled_sum(kl_divergence(q, p), model_site)
         except NotImplementedError:
             pass
     value = guide_site["value"]
-    if isinstance(value, DeferredSample):  # the weight itself stays undrawn: this term draws a sample of its own
-        value = q.rsample()
+    if isinstance(value, DeferredSample):
+        # The weight stays undrawn: this term draws a sample of its own, unless other sites may depend on one already
+        value = q.rsample() if value.root.drawn is None else value.root.drawn
     return _log_prob(guide_site, value) - _log_prob(model_site, value)
 
 
+def _weighted_alike(guide_site: Any, model_site: Any) -> bool:
+    """Return whether log q and log p get the same scale and mask, so that their difference is a (scaled, masked) KL
+    divergence."""
+    pairs = ((guide_site[key], model_site[key]) for key in ("scale", "mask"))
+    return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
+
+
+def _missing(names: list[str], guide_trace: Any) -> ValueError:
+    there = ", ".join(name for name, site in guide_trace.nodes.items() if site["type"] == "sample") or "none"
+    return ValueError(
+        f"ELBO: the guide has no site {', '.join(names)}; its sites are {there}. Was it built for another model? "
+        "Build the guide from this model, and a model without data has its y unobserved: call loss(x, y)"
+    )
+
+
 def _check_match(model_trace: Any, guide_trace: Any) -> None:
-    """Run Pyro's checks, and raise what it only warns of: a latent site without a posterior."""
-    latent = {
-        name
+    """Run Pyro's checks, and refuse what would pass silently: sites of one program alone, data that broadcast."""
+    sites = {
+        name: site
         for name, site in model_trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     }
-    missing = sorted(latent - set(guide_trace.nodes))
+    missing = sorted(name for name, site in sites.items() if not site["is_observed"] and name not in guide_trace)
     if missing:
-        there = ", ".join(name for name, site in guide_trace.nodes.items() if site["type"] == "sample") or "none"
-        raise ValueError(
-            f"ELBO: the guide has no site {', '.join(missing)}; its sites are {there}. Was it built for another model? "
-            "Build the guide from this model, and a model without data has its y unobserved: call loss(x, y)"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        check_model_guide_match(model_trace, guide_trace)
+        raise _missing(missing, guide_trace)
+    for name, site in sites.items():
+        if not site["is_observed"] or site["infer"].get("_deterministic"):
+            continue
+        if name in guide_trace and not guide_trace.nodes[name]["is_observed"]:
+            raise ValueError(
+                f"ELBO: the guide samples {name!r}, which the model observes. Was it built without the data? "
+                "Give the guide the arguments that the loss will get: MeanField(model, x, y)"
+            )
+        expected, received = site["fn"].shape(), site["value"].shape
+        if _broadcast(expected, received) != expected:
+            raise ValueError(
+                f"ELBO: the observations at site {name!r} have the shape {tuple(received)}, their distribution has "
+                f"{tuple(expected)}; a trailing axis of size one is the usual reason: y.squeeze(-1)"
+            )
+    check_model_guide_match(model_trace, guide_trace)
+
+
+def _broadcast(*shapes: torch.Size) -> torch.Size | None:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return None

@@ -1,8 +1,8 @@
 """Likelihoods: how the outputs of a network become a distribution over the data.
 
-A likelihood is called with the network's outputs and answers with a distribution over ``y``; any function of that kind will do,
-``lambda outputs: dist.Poisson(outputs.exp().squeeze(-1))`` say. A likelihood that has unknowns of its own draws them in ``sites()``,
-once for the whole data set, and is then handed what was drawn.
+A likelihood is called with the network's outputs and answers with a distribution over ``y``; any function of that kind
+will do, ``lambda outputs: dist.Poisson(outputs.exp().squeeze(-1))`` say. A likelihood that has unknowns of its own
+draws them in ``sites()``, once for the whole data set, and is then handed what was drawn.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Categorical(nn.Module):
 class Bernoulli(nn.Module):
     r"""Yes or no, :math:`p(y = 1 \mid x, w) = \sigma(f_w(x))`.
 
-    Outputs (batch,) or (batch, 1) with data (batch,), or outputs and data (batch, labels). The data are 0 and 1, of a float dtype.
+    Outputs (batch,) or (batch, 1) with data (batch,), or outputs and data (batch, labels). The data are 0 and 1, of a
+    float dtype.
     """
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -52,8 +53,8 @@ class Gaussian(nn.Module):
     Outputs (batch,) or (batch, 1) with data (batch,), or outputs and data (batch, dimensions).
 
     Args:
-        scale: the standard deviation :math:`\sigma`. A positive number: known. ``None``: a free parameter, learned by maximum
-            likelihood. A distribution over positive numbers: inferred, at the site ``"noise"``.
+        scale: the standard deviation :math:`\sigma`. A positive number: known. ``None``: a free parameter, learned by
+            maximum likelihood. A distribution over positive numbers: inferred, at the site ``"noise"``.
 
     Raises:
         ValueError: a scale that is not positive.
@@ -72,7 +73,9 @@ class Gaussian(nn.Module):
         elif scale > 0:
             self.register_buffer("scale", torch.tensor(float(scale)))
         else:
-            raise ValueError(f"Gaussian: expected a noise scale above zero, got {scale}; leave it out to have it learned")
+            raise ValueError(
+                f"Gaussian: expected a noise scale above zero, got {scale}; leave it out to have it learned"
+            )
 
     def sites(self) -> dict[str, Tensor]:
         """Draw the noise scale where it is inferred; called once, outside the plate over the data."""

@@ -25,7 +25,9 @@ from .priors import regularised
 __all__ = ["weight_moments"]
 
 
-def weight_moments(sites: Mapping[str, Any], slabs: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+def weight_moments(
+    sites: Mapping[str, Any], slabs: Mapping[str, Tensor] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return (mean, variance) of every weight.
 
     Args:
@@ -36,13 +38,20 @@ def weight_moments(sites: Mapping[str, Any], slabs: Mapping[str, Tensor] | None 
     for name, q in sites.items():
         stem, _, part = name.rpartition(".")
         if part == "unit":
-            scales = {key: _base(d) for key, d in sites.items() if key.startswith((f"{stem}.scale", f"{stem}.global_scale"))}
+            scales = {key: _base(d) for key, d in sites.items() if _is_scale_of(key, stem)}
             first, second = _scale_moments(scales, (slabs or {}).get(stem))
             base = _base(q)
-            moments[stem] = (base.mean * first, base.variance * second + base.mean.square() * (second - first.square()).clamp_min(0))
+            moments[stem] = (
+                base.mean * first,
+                base.variance * second + base.mean.square() * (second - first.square()).clamp_min(0),
+            )
         elif not any(name.startswith(f"{other.removesuffix('.unit')}.") for other in sites if other.endswith(".unit")):
             moments[name] = (_base(q).mean, _base(q).variance)
     return moments
+
+
+def _is_scale_of(name: str, stem: str) -> bool:
+    return any(name == scale or name.startswith(f"{scale}.") for scale in (f"{stem}.scale", f"{stem}.global_scale"))
 
 
 def _base(distribution: Any) -> Any:
@@ -52,12 +61,14 @@ def _base(distribution: Any) -> Any:
 
 
 def _scale_moments(scales: Mapping[str, Any], slab: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return E[lambda] and E[lambda^2] of the product of the scales; sites of a decomposed half-Cauchy enter by their square roots."""
+    """Return E[lambda] and E[lambda^2] of the product of the scales; sites of a decomposed half-Cauchy enter by their
+    square roots."""
     powers = {key: 0.5 if key.endswith("gamma") else 1.0 for key in scales}
     if slab is None:
         first, second = ([_power_moment(d, k * powers[key]) for key, d in scales.items()] for k in (1, 2))
         return math.prod(first[1:], start=first[0]), math.prod(second[1:], start=second[0])
-    # log lambda = sum of powers times logs: normal again; the slab's bound is integrated by the trapezoid rule over +-6.5 sd
+    # log lambda = sum of powers times logs: normal again; the slab's bound is integrated by the trapezoid rule over
+    # +-6.5 sd
     loc = sum(powers[key] * d.loc for key, d in scales.items())
     stddev = sum((powers[key] * d.scale).square() for key, d in scales.items()).sqrt()
     node = torch.linspace(-6.5, 6.5, 64, dtype=loc.dtype, device=loc.device)

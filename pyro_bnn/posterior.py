@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -18,6 +20,7 @@ from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .elbo import ELBOModule, OwnParameters
 from .network import BayesianNet
 from .prediction import Prediction, components_of, summarize
+from .randomness import own_randomness
 from .reparameterization import Reparameterized
 
 __all__ = ["Posterior"]
@@ -35,7 +38,12 @@ class Posterior:
     """
 
     def __init__(
-        self, model: Any, guide: Any = None, draws: Mapping[str, Tensor] | None = None, statements: Any = None, example: tuple = ()
+        self,
+        model: Any,
+        guide: Any = None,
+        draws: Mapping[str, Tensor] | None = None,
+        statements: Any = None,
+        example: tuple = (),
     ) -> None:
         self.model, self.guide = model, guide
         self._draws = None if draws is None else dict(draws)
@@ -55,7 +63,10 @@ class Posterior:
             example: arguments to call a guide with that needs some.
         """
         model, guide = copy.deepcopy((model, guide.guide if isinstance(guide, Reparameterized) else guide))
-        return cls(model, guide, example=example)
+        posterior = cls(model, guide, example=copy.deepcopy(example))
+        if not isinstance(guide, nn.Module):
+            posterior._adopt_from_store()
+        return posterior
 
     @classmethod
     def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor]) -> Posterior:
@@ -66,11 +77,14 @@ class Posterior:
             draws: for each latent site a tensor (chain, draw, ...).
 
         Raises:
-            ValueError: tensors that disagree on chains and draws.
+            ValueError: tensors that disagree on chains and draws, or none; numbers that are not finite.
         """
         counts = {name: tuple(value.shape[:2]) for name, value in draws.items()}
-        if len(set(counts.values())) != 1:
+        if len(set(counts.values())) != 1 or 0 in (shape := next(iter(counts.values()))) or len(shape) != 2:
             raise ValueError(f"Posterior.from_draws: expected one (chain, draw) for all sites, got {counts}")
+        for name, value in draws.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Posterior.from_draws: the draws of {name!r} have numbers that are not finite")
         return cls(copy.deepcopy(model), draws={name: value.detach().clone() for name, value in draws.items()})
 
     @classmethod
@@ -87,45 +101,82 @@ class Posterior:
         """Draws of every latent site, (chain, draw, ...); a guide answers with one chain of 100."""
         if self._draws is not None:
             return self._draws
-        with self._random(0):
-            return {name: value[None] for name, value in self._sites(100).items()}
+        with self._quietly(0):
+            return {name: value[None] for name, value in self._guide_draws(100).items()}
 
     def sample(self, num: int, seed: int = 0) -> dict[str, Tensor]:
         """Return ``num`` draws of every weight, and of the sites it is made of, (num, ...), pooled over chains.
 
         Args:
-            num: how many; of a sampler's draws that many are picked at random, each at most once while there are enough.
+            num: how many; of a sampler's draws that many are picked at random, each at most once while there are
+                enough.
             seed: of the draws.
+
+        Raises:
+            ValueError: fewer than one draw.
         """
-        with self._random(seed):
-            sites = self._sites(num)
+        if num < 1:
+            raise ValueError(f"sample: expected at least one draw, got {num}")
+        with self._quietly(seed):
+            sites = self._guide_draws(num) if self._draws is None else self._kept(self._pick(num))
             return sites | self._weights(sites)
 
-    def _sites(self, num: int) -> dict[str, Tensor]:
-        if self._draws is not None:
-            pooled = {name: value.flatten(0, 1) for name, value in self._draws.items()}
-            there = len(next(iter(pooled.values())))
-            index = torch.cat([torch.randperm(there) for _ in range(math.ceil(num / there))])[:num]
-            return {name: value[index] for name, value in pooled.items()}
+    def _pick(self, num: int) -> Tensor:
+        """Return which of a sampler's draws to take: all of them, as often as needed, before one comes again."""
+        assert self._draws is not None
+        there = next(iter(self._draws.values())).shape[:2].numel()
+        return torch.cat([torch.randperm(there) for _ in range(math.ceil(num / there))])[:num]
+
+    def _kept(self, index: Tensor) -> dict[str, Tensor]:
+        assert self._draws is not None
+        return {name: value.flatten(0, 1)[index.to(value.device)] for name, value in self._draws.items()}
+
+    def _guide_draws(self, num: int) -> dict[str, Tensor]:
         try:
             return torch.vmap(lambda _: self._guide_sites(), randomness="different")(torch.empty(num))
         except (RuntimeError, ValueError):  # a guide that cannot be vectorised draws one by one
-            single = [self._guide_sites() for _ in range(num)]
-            return {name: torch.stack([draw[name] for draw in single]) for name in single[0]}
+            return _stack(self._guide_sites() for _ in range(num))
 
     def _guide_sites(self) -> dict[str, Tensor]:
         trace = poutine.trace(self.guide).get_trace(*self._example)
-        latent = {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+        latent = {name: site for name, site in _samples(trace) if not site["is_observed"]}
         return {name: site["value"] for name, site in latent.items() if not site["infer"].get("is_auxiliary")}
 
     def _weights(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights that the sites make; for a hand-written program the sites are the weights."""
         if not isinstance(self.model, BayesianNet):
             return dict(sites)
-        return torch.vmap(lambda values: poutine.condition(self.model.weights, data=values)())(dict(sites))
 
-    def _random(self, seed: int | None) -> _Quietly:
-        return _Quietly(self._statements, seed)
+        def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return poutine.condition(self.model.weights, data=values)()
+
+        try:
+            return torch.vmap(one)(dict(sites))
+        except RuntimeError:  # a prior that cannot be vectorised
+            return _stack(map(one, _each(sites)))
+
+    def _adopt_from_store(self) -> None:
+        """Copy what a plain function learned under Pyro's own SVI: its parameters lie in the global store."""
+        store = pyro.get_param_store()
+        with store.scope(store.get_state()), own_randomness(self._device):
+            known = set(store.keys())
+            trace = poutine.trace(self.guide, param_only=True).get_trace(*self._example)
+            learned = {name: store._params[name] for name in trace.param_nodes if name in known}
+        for name, value in learned.items():
+            self._statements.unconstrained[name.replace(".", "/")] = nn.Parameter(value.detach().clone())
+
+    @property
+    def _device(self) -> torch.device:
+        modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        tensors += [*self._statements.parameters(), *(self._draws or {}).values()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @contextlib.contextmanager
+    def _quietly(self, seed: int) -> Iterator[None]:
+        """A seed of its own, the parameters of its own, no gradients; outside nothing changes."""
+        with own_randomness(self._device, seed), torch.no_grad(), self._statements.answering():
+            yield
 
     # --- moments -------------------------------------------------------------------------------------------------------------------------
 
@@ -134,8 +185,8 @@ class Posterior:
         if hasattr(self.guide, "moments"):
             return self.guide.moments()
         num = 200 if self._draws is None else next(iter(self._draws.values())).shape[:2].numel()
-        weights = self.sample(num)
-        return {name: (value.mean(0), value.var(0)) for name, value in weights.items() if value.is_floating_point()}
+        weights = {name: value for name, value in self.sample(num).items() if value.is_floating_point()}
+        return {name: (value.mean(0), value.var(0, correction=min(1, num - 1))) for name, value in weights.items()}
 
     def mean_network(self) -> nn.Module:
         """Return the network with every weight at its posterior mean: a plain module, as it was before it became Bayesian.
@@ -144,7 +195,9 @@ class Posterior:
             TypeError: the model is a hand-written program and has no network.
         """
         if not isinstance(self.model, BayesianNet):
-            raise TypeError("mean_network: a hand-written program has no network; take the means of posterior.sample(n)")
+            raise TypeError(
+                "mean_network: a hand-written program has no network; take the means of posterior.sample(n)"
+            )
         return self.model.network_with({name: mean for name, (mean, _) in self.moments().items()})
 
     def as_prior(self) -> dict[str, priors.Normal]:
@@ -155,7 +208,11 @@ class Posterior:
         Raises:
             ValueError: a weight without variance, as a point estimate has.
         """
-        found = {name: moments for name, moments in self.moments().items() if not isinstance(self.model, BayesianNet) or name in self.model.names}
+        found = {
+            name: moments
+            for name, moments in self.moments().items()
+            if not isinstance(self.model, BayesianNet) or name in self.model.names
+        }
         for name, (_, variance) in found.items():
             if not bool((variance > 0).all()):
                 raise ValueError(f"as_prior: the posterior of {name!r} has no variance, so it cannot be a prior")
@@ -186,7 +243,7 @@ class Posterior:
 
     @torch.no_grad()
     def components(self, x: Tensor, draws: int = 50, seed: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield what the drawn networks predict, some draws at a time: ``probs`` (draws, n, classes), or ``mean`` and ``stddev`` (draws, n).
+        """Yield what the drawn networks predict, some draws at a time: see :func:`~pyro_bnn.prediction.components_of`.
 
         Args:
             x: inputs (n, ...).
@@ -194,30 +251,31 @@ class Posterior:
             seed: of the draws; the same seed gives the same draws.
         """
         generator = torch.Generator().manual_seed(seed)
-        with self._random(seed):
-            size = sum(value[0].numel() for value in self._sites(1).values())
-            chosen = self._sites(draws) if self._draws is not None else None
+        with self._quietly(seed):
+            chosen = None if self._draws is None else self._pick(draws)
+            one = self._guide_draws(1) if chosen is None else self._kept(chosen[:1])
+            size = sum(value.numel() for value in one.values())
         step = max(1, min(64, _CHUNK // size))
+        width = max(64, x[0].numel())  # a guess at the numbers per example in a layer
         for start in range(0, draws, step):
             num = min(step, draws - start)
-            with self._random(int(torch.randint(2**62, (), generator=generator))):
-                sites = self._sites(num) if chosen is None else {name: value[start : start + num] for name, value in chosen.items()}
-                parts = [self._predictive(sites, part) for part in x.split(max(1, _CHUNK // (8 * num)))]
+            with self._quietly(int(torch.randint(2**62, (), generator=generator))):
+                sites = self._guide_draws(num) if chosen is None else self._kept(chosen[start : start + num])
+                parts = [self._predictive(sites, part) for part in x.split(max(1, 4 * _CHUNK // (width * num)))]
             yield {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
     def _predictive(self, sites: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """Return the parameters of the predictive distribution of each draw for a batch."""
 
-        def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with _Predict(values) as seen:
                 self.model(x)
-            return components_of(seen.predicted(sites))
+            return components_of(seen.predicted())
 
         try:
             return torch.vmap(one, randomness="different")(sites)
         except RuntimeError:  # an operation that cannot be vectorised: network by network
-            single = [one({name: value[index] for name, value in sites.items()}) for index in range(len(next(iter(sites.values()))))]
-            return {key: torch.stack([part[key] for part in single]) for key in single[0]}
+            return _stack(map(one, _each(sites)))
 
     # --- disk ----------------------------------------------------------------------------------------------------------------------------
 
@@ -231,7 +289,9 @@ class Posterior:
         save_tensors(path, self._state(), {"kind": kind, "num_data": getattr(self.model, "num_data", None)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> Posterior:
+    def load(
+        cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Callable[..., Any] | None = None
+    ) -> Posterior:
         """Return the posterior that was saved.
 
         Args:
@@ -246,28 +306,36 @@ class Posterior:
         if facts.get("kind") not in ("guide", "draws"):
             raise CheckpointError(f"{path}: expected a saved posterior, found something else")
         if facts["kind"] == "guide" and guide is None:
-            raise CheckpointError(f"{path}: holds a variational posterior; pass the guide it is to be loaded into, guide=...")
+            raise CheckpointError(
+                f"{path}: holds a variational posterior; pass the guide it is to be loaded into, guide=..."
+            )
+        example = tuple(
+            tensors[f"example.{index}"] for index in range(sum(name.startswith("example.") for name in tensors))
+        )
         draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
         model, guide = copy.deepcopy((model, guide))
-        posterior = cls(model, guide if facts["kind"] == "guide" else None, draws or None)
-        posterior._load_state({name: value for name, value in tensors.items() if not name.startswith("draws.")}, path)
+        posterior = cls(model, guide if facts["kind"] == "guide" else None, draws or None, example=example)
+        if posterior.guide is not None:
+            with posterior._quietly(0):  # functions declare their parameters, stock autoguides are built
+                posterior._guide_sites()
+        posterior._load_state(tensors, path)
         return posterior
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"draws.{name}": value for name, value in (self._draws or {}).items()}
+        state |= {f"example.{index}": value for index, value in enumerate(self._example)}
         for prefix, part in (("model", self.model), ("guide", self.guide), ("statements", self._statements)):
             if isinstance(part, nn.Module):
                 state |= {f"{prefix}.{name}": value for name, value in part.state_dict().items()}
         return state
 
     def _load_state(self, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-        for name, value in tensors.items():
-            if name.startswith("statements.unconstrained."):
-                self._statements.unconstrained[name.removeprefix("statements.unconstrained.")] = nn.Parameter(value)
-        own = {name: value for name, value in self._state().items() if not name.startswith("draws.")}
-        expected, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, tensors))
-        if expected != found:
-            different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        own = self._state()
+        expected, found = (
+            {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()} for state in (own, tensors)
+        )
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if different:
             name = different[0]
             raise CheckpointError(
                 f"{path}: belongs to another model or guide; {len(different)} tensors differ, first {name}: "
@@ -278,26 +346,28 @@ class Posterior:
                 value.copy_(tensors[name])
 
 
-_CHUNK = 2_000_000  # numbers in flight per draw and batch: large enough for the matrix products, small beside any data set
+def _each(sites: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield draw after draw."""
+    for index in range(len(next(iter(sites.values())))):
+        yield {name: value[index] for name, value in sites.items()}
 
 
-class _Quietly:
-    """A seed of its own, the parameters of its own, no gradients; outside nothing changes."""
+def _stack(draws: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put single draws together along a first axis."""
+    single = list(draws)
+    return {name: torch.stack([draw[name] for draw in single]) for name in single[0]}
 
-    def __init__(self, statements: OwnParameters, seed: int | None) -> None:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        self.contexts = [torch.random.fork_rng(devices), torch.no_grad(), statements.answering()]
-        self.seed = seed
 
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
+def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the sample statements of a trace, those by which plates draw their indices left out."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+            yield name, site
 
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*error)
+
+_CHUNK = (
+    2_000_000  # numbers in flight per draw and batch: large enough for the matrix products, small beside any data set
+)
 
 
 class _Predict(Messenger):
@@ -315,8 +385,10 @@ class _Predict(Messenger):
             self.found[msg["name"]] = msg["fn"]
             msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
-    def predicted(self, sites: Mapping[str, Tensor]) -> Any:
+    def predicted(self) -> Any:
         """Return the distribution of the data."""
         if not self.found:
-            raise ValueError("predict: the model has no unobserved data site; it is called as model(x) and must sample y when y is None")
+            raise ValueError(
+                "predict: the model has no unobserved data site; it is called as model(x) and must sample y when y is None"
+            )
         return list(self.found.values())[-1]

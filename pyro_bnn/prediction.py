@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 __all__ = ["Prediction"]
 
@@ -32,8 +32,9 @@ class Prediction:
     """The predictive distribution at n inputs.
 
     Attributes:
-        mean: class probabilities (n, classes), the probability of a one for yes-or-no data, or the mean (n,) of real data.
-        total: the uncertainty of y (n,): nats for classes, variance for real data.
+        mean: class probabilities (n, classes), the probability of a one for yes-or-no data (n,), or the mean of real
+            data (n,); where an example has d numbers or labels, (n, d).
+        total: the uncertainty of y, (n,) or (n, d): nats for classes, variance for real data.
         aleatoric: the part that the noise in the data makes, and that more data would not remove.
         epistemic: the part that not knowing the weights makes; total minus aleatoric.
     """
@@ -52,63 +53,119 @@ class Prediction:
         r"""Return :math:`\log p(y_n \mid x_n, \mathcal{D})` for each example, (n,), in nats: the logarithm of the average.
 
         Args:
-            y: the data (n,) as the likelihood has them.
+            y: the data as the likelihood has them, (n,), or (n, d) where an example has d numbers: then their joint
+                probability.
+
+        Raises:
+            ValueError: y of another shape or, for classes, a label that is not there; a likelihood that is neither
+                categorical, Bernoulli nor Gaussian.
         """
-        if self.kind == "classes":
-            return self.mean.gather(-1, y[:, None]).squeeze(-1).log()
-        if self.kind == "yes or no":
-            return torch.where(y > 0.5, self.mean, 1 - self.mean).log()
-        terms = torch.cat([torch.distributions.Normal(part["mean"], part["stddev"]).log_prob(y) for part in self.components()])
-        return terms.double().logsumexp(0).sub(math.log(len(terms))).to(y.dtype)
+        expected = self.mean.shape[:-1] if self.kind == "classes" else self.mean.shape
+        if y.shape != expected:
+            raise ValueError(f"log_prob: expected y of shape {tuple(expected)}, got {tuple(y.shape)}")
+        if self.kind == "classes" and not bool(((y >= 0) & (y < self.mean.shape[-1])).all()):
+            raise ValueError(
+                f"log_prob: expected labels from 0 to {self.mean.shape[-1] - 1}, got {int(y.min())} to {int(y.max())}"
+            )
+        if self.kind == "other":
+            raise ValueError("log_prob: known for categorical, Bernoulli and Gaussian likelihoods only")
+        terms = torch.cat(
+            [_log_prob(part, y).flatten(2).sum(2) if y.dim() > 1 else _log_prob(part, y) for part in self.components()]
+        )
+        return (terms.logsumexp(0) - math.log(len(terms))).to(self.mean.dtype)
 
-    def interval(self, level: float = 0.9, points: int = 512) -> tuple[Tensor, Tensor]:
-        """Return the central interval (lower, upper), each (n,), that holds y with probability ``level``.
+    def interval(self, level: float = 0.9, points: int = 128) -> tuple[Tensor, Tensor]:
+        """Return the central interval (lower, upper), each like the mean, that holds y with probability ``level``.
 
-        The quantiles are those of the mixture of all drawn predictions, by interpolation of its distribution function on a grid; the draws
-        are made again with the same seed, so that memory does not grow with their number.
+        The quantiles are those of the mixture of all drawn predictions. Its distribution function is found on a grid,
+        then on a second one between the two neighbours of each quantile, and interpolated. The draws are made again
+        with the same seed, so that memory does not grow with their number.
 
         Args:
             level: between 0 and 1.
-            points: of the grid.
+            points: of a grid.
 
         Raises:
-            ValueError: a level outside (0, 1); classes, which have no intervals.
+            ValueError: a level outside (0, 1); classes, which have no intervals; a likelihood that is not Gaussian.
         """
         if not 0 < level < 1:
             raise ValueError(f"interval: expected a level between 0 and 1, got {level}")
         if self.kind != "real":
-            raise ValueError("interval: only real data have intervals; for classes see .mean and .total")
+            raise ValueError("interval: only Gaussian likelihoods have intervals; for others see .mean and .total")
         tail = (1 - level) / 2
-        # Cantelli: P(y < mean - k sd) <= 1 / (1 + k^2), so both quantiles lie within k = sqrt(1 / tail - 1) standard deviations
-        reach = math.sqrt(1 / tail - 1)
-        grid = torch.linspace(-reach, reach, points, dtype=self.mean.dtype, device=self.mean.device)
-        values = self.mean + grid.view(-1, *[1] * self.mean.dim()) * self.total.sqrt()
+        # Cantelli: P(y < mean - k sd) <= 1 / (1 + k^2): both quantiles lie within k = sqrt(1 / tail - 1) of the mean
+        reach = math.sqrt(1 / tail - 1) * self.total.double().sqrt()
+        low, high = self.mean.double() - reach, self.mean.double() + reach
+        share = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device).view(-1, *[1] * low.dim())
+        values = low + share * (high - low)
+        cdf = self._cdf(values)
+        ends = [_bracket(cdf, values, probability) for probability in (tail, 1 - tail)]
+        values = torch.cat([a + share * (b - a) for a, b in ends])
+        cdf = self._cdf(values)
+        lower, upper = (
+            _interpolate(c, v, p) for c, v, p in zip(cdf.chunk(2), values.chunk(2), (tail, 1 - tail), strict=True)
+        )
+        return lower.to(self.mean.dtype), upper.to(self.mean.dtype)
+
+    def _cdf(self, values: Tensor) -> Tensor:
+        """Return the distribution function of y at the values (points, n, ...)."""
         cdf, draws = torch.zeros_like(values), 0
         for part in self.components():
-            for mean, stddev in zip(part["mean"], part["stddev"], strict=True):
+            for mean, stddev in zip(part["mean"].double(), part["stddev"].double(), strict=True):
                 cdf += torch.special.ndtr((values - mean) / stddev)
             draws += len(part["mean"])
-        return _quantile(cdf / draws, values, tail), _quantile(cdf / draws, values, 1 - tail)
+        return cdf / draws
 
 
-def _quantile(cdf: Tensor, values: Tensor, level: float) -> Tensor:
-    """Invert a distribution function given on a grid along axis 0, by linear interpolation."""
-    upper = (cdf < level).sum(0, keepdim=True).clamp(1, len(cdf) - 1)
+def _log_prob(part: dict[str, Tensor], y: Tensor) -> Tensor:
+    """Return the log-probability of y under each drawn network, (draws, n, ...), in double precision."""
+    if "log_probs" in part:
+        return (
+            part["log_probs"]
+            .double()
+            .gather(-1, y.long().expand(len(part["log_probs"]), *y.shape)[..., None])
+            .squeeze(-1)
+        )
+    if "logit" in part:
+        return torch.nn.functional.logsigmoid(torch.where(y > 0.5, part["logit"], -part["logit"]).double())
+    return torch.distributions.Normal(part["mean"].double(), part["stddev"].double()).log_prob(y.double())
+
+
+def _above(cdf: Tensor, level: float) -> Tensor:
+    """Return the first point of the grid along axis 0 (but not the very first) where the function reaches the level."""
+    return (cdf < level).sum(0, keepdim=True).clamp(1, len(cdf) - 1)
+
+
+def _bracket(cdf: Tensor, values: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Return the two neighbours on the grid between which the distribution function reaches the level."""
+    upper = _above(cdf, level)
+    return values.gather(0, upper - 1), values.gather(0, upper)
+
+
+def _interpolate(cdf: Tensor, values: Tensor, level: float) -> Tensor:
+    """Invert a distribution function given on a grid along axis 0."""
+    upper = _above(cdf, level)
     low, high = cdf.gather(0, upper - 1), cdf.gather(0, upper)
-    a, b = values.gather(0, upper - 1), values.gather(0, upper)
-    return (a + (b - a) * (level - low) / (high - low).clamp_min(1e-12)).squeeze(0)
+    a, b = _bracket(cdf, values, level)
+    return (a + (b - a) * ((level - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)).squeeze(0)
 
 
 def components_of(distribution: Any) -> dict[str, Tensor]:
-    """Return what is needed of one predictive distribution: ``probs`` of classes, ``prob`` of a one, or ``mean`` and ``stddev``."""
+    """Return what is needed of one predictive distribution.
+
+    ``probs`` and ``log_probs`` of classes, ``prob`` and ``logit`` of a one, ``mean`` and ``stddev`` of a Gaussian; of any
+    other distribution ``mean`` and ``spread``, its standard deviation.
+    """
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     if isinstance(distribution, Categorical):
-        return {"probs": distribution.probs}
+        log_probs = distribution.logits.log_softmax(-1)
+        return {"probs": log_probs.exp(), "log_probs": log_probs}
     if isinstance(distribution, Bernoulli):
-        return {"prob": distribution.probs}
+        return {"prob": distribution.probs, "logit": distribution.logits}
     shape = distribution.shape()
-    return {"mean": distribution.mean.expand(shape), "stddev": distribution.variance.sqrt().expand(shape)}
+    spread = "stddev" if isinstance(distribution, Normal) else "spread"
+    return {"mean": distribution.mean.expand(shape), spread: distribution.variance.sqrt().expand(shape)}
 
 
 def summarize(components: Callable[[], Iterator[dict[str, Tensor]]]) -> Prediction:
@@ -122,25 +179,28 @@ def summarize(components: Callable[[], Iterator[dict[str, Tensor]]]) -> Predicti
     means = {key: value / draws for key, value in sums.items()}
     dtype = next(iter(part.values())).dtype
     if "mean" in means:
-        kind, mean, aleatoric = "real", means["mean"], means["variance"]
+        kind, mean, aleatoric = "real" if "stddev" in part else "other", means["mean"], means["variance"]
         epistemic = (means["square"] - means["mean"].square()).clamp_min(0)
         total = aleatoric + epistemic
     else:
-        kind = "classes" if "probs" in part else "yes or no"
+        kind = "classes" if "log_probs" in part else "yes or no"
         mean, aleatoric = means["probability"], means["entropy"]
         total = _entropy(mean) if kind == "classes" else _entropy(torch.stack([mean, 1 - mean], -1))
         epistemic = (total - aleatoric).clamp_min(0)
-    return Prediction(*(value.to(dtype) for value in (mean, total, aleatoric, epistemic)), components=components, kind=kind)
+    return Prediction(*(value.to(dtype) for value in (mean, total, aleatoric, epistemic)), components, kind)
 
 
 def _statistics(part: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return sums over the draws of one chunk."""
     part = {key: value.double() for key, value in part.items()}
-    if "probs" in part:
-        return {"probability": part["probs"].sum(0), "entropy": _entropy(part["probs"]).sum(0)}
-    if "prob" in part:
-        return {"probability": part["prob"].sum(0), "entropy": _entropy(torch.stack([part["prob"], 1 - part["prob"]], -1)).sum(0)}
-    return {"mean": part["mean"].sum(0), "square": part["mean"].square().sum(0), "variance": part["stddev"].square().sum(0)}
+    if "log_probs" in part:
+        probs = part["log_probs"].exp()
+        return {"probability": probs.sum(0), "entropy": _entropy(probs).sum(0)}
+    if "logit" in part:
+        prob = part["logit"].sigmoid()
+        return {"probability": prob.sum(0), "entropy": _entropy(torch.stack([prob, 1 - prob], -1)).sum(0)}
+    mean, spread = part.values()
+    return {"mean": mean.sum(0), "square": mean.square().sum(0), "variance": spread.square().sum(0)}
 
 
 def _entropy(probs: Tensor) -> Tensor:

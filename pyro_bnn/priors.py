@@ -1,13 +1,15 @@
 """Priors over the weights of a network, each a small Pyro program.
 
-A prior is called as ``prior(name, shape, group_dim)``; it draws its sites with :func:`pyro.sample` and returns the weight. Any function
-of that signature is a prior. ``group_dim`` is the axis whose indices a group prior keeps or drops together: the input units of a dense
-layer, the output channels of a convolution, ``None`` where there is no such axis (then every weight is a group of its own).
+A prior is called as ``prior(name, shape, group_dim)``; it draws its sites with :func:`pyro.sample` and returns the
+weight. Any function of that signature is a prior. ``group_dim`` is the axis whose indices a group prior keeps or drops
+together: the input units of a dense layer, the output channels of a convolution, ``None`` where there is no such axis
+(then every weight is a group of its own).
 
-Scale mixtures are written non-centred, :math:`w = \\tilde w\\, z\\, s`, with the sites ``NAME.unit`` (:math:`\\tilde w`, standard normal),
-``NAME.scale`` (:math:`z`, one per group) and ``NAME.global_scale`` (:math:`s`), the product being reported as ``NAME``. A posterior that
-factorises over these sites is :math:`q(z)\\,q(w \\mid z) = q(z)\\,\\mathcal{N}(w; z\\mu, z^2\\sigma^2)`, that of Louizos, Ullrich & Welling
-(2017), https://arxiv.org/abs/1705.08665.
+Scale mixtures are written non-centred, :math:`w = \\tilde w\\, z\\, s`, with the sites ``NAME.unit``
+(:math:`\\tilde w`, standard normal), ``NAME.scale`` (:math:`z`, one per group) and ``NAME.global_scale`` (:math:`s`),
+the product being reported as ``NAME``. A posterior that factorises over these sites is
+:math:`q(z)\\,q(w \\mid z) = q(z)\\,\\mathcal{N}(w; z\\mu, z^2\\sigma^2)`, that of Louizos, Ullrich & Welling (2017),
+https://arxiv.org/abs/1705.08665.
 """
 
 from __future__ import annotations
@@ -20,10 +22,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from . import distributions
 
-__all__ = ["Elementwise", "GaussianMixture", "Horseshoe", "LearnedNormal", "LogUniform", "Normal", "NormalJeffreys", "Prior"]
+__all__ = [
+    "Elementwise",
+    "GaussianMixture",
+    "Horseshoe",
+    "LearnedNormal",
+    "LogUniform",
+    "Normal",
+    "NormalJeffreys",
+    "Prior",
+]
 
 Prior = Callable[[str, torch.Size, int | None], Tensor]
 
@@ -63,11 +75,17 @@ class Elementwise(nn.Module):
     def __init__(self, distribution: torch.distributions.Distribution) -> None:
         super().__init__()
         if not isinstance(distribution, torch.distributions.Distribution) or distribution.event_shape:
-            raise TypeError(f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}")
-        if not isinstance(distribution, dist.torch_distribution.TorchDistributionMixin):  # plain torch: take Pyro's class of that name
+            raise TypeError(
+                f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}"
+            )
+        if not isinstance(
+            distribution, dist.torch_distribution.TorchDistributionMixin
+        ):  # plain torch: take Pyro's class of that name
             distribution = getattr(dist, type(distribution).__name__)(**_parameters(distribution))
         self.distribution = distribution
-        for key, value in _parameters(distribution).items():  # as buffers they follow the network to its device and dtype
+        for key, value in _parameters(
+            distribution
+        ).items():  # as buffers they follow the network to its device and dtype
             self.register_buffer(key, torch.as_tensor(value))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
@@ -82,7 +100,9 @@ class Elementwise(nn.Module):
 def _parameters(distribution: torch.distributions.Distribution) -> dict[str, Tensor]:
     """Return the constructor's arguments; of two parameterisations (probs and logits) the one that was given."""
     kind, own = type(distribution), distribution.__dict__
-    given = [key for key in kind.arg_constraints if key in own or type(inspect.getattr_static(kind, key, None)) is property]
+    given = [
+        key for key in kind.arg_constraints if key in own or type(inspect.getattr_static(kind, key, None)) is property
+    ]
     return {key: getattr(distribution, key) for key in given}
 
 
@@ -111,7 +131,8 @@ class Normal(nn.Module):
 
 
 class LearnedNormal(nn.Module):
-    r"""Gaussian weights whose scale is fitted to the data, :math:`p(w) = \mathcal{N}(w; 0, \sigma^2)` with :math:`\sigma` maximising the ELBO.
+    r"""Gaussian weights whose scale is fitted to the data, :math:`p(w) = \mathcal{N}(w; 0, \sigma^2)` with
+    :math:`\sigma` maximising the ELBO.
 
     Empirical Bayes: every weight tensor has a :math:`\sigma` of its own, an ordinary parameter of the model.
 
@@ -137,8 +158,8 @@ class LogUniform(nn.Module):
     It is improper: it has a KL divergence to every Gaussian but no samples, so it serves variational inference alone.
 
     Args:
-        kl: the KL divergence as a function of :math:`\log\alpha`, :func:`~pyro_bnn.distributions.kl_log_uniform` (exact, the default)
-            or :func:`~pyro_bnn.distributions.kl_log_uniform_approximate` (as published).
+        kl: the KL divergence as a function of :math:`\log\alpha`, :func:`~pyro_bnn.distributions.kl_log_uniform`
+            (exact, the default) or :func:`~pyro_bnn.distributions.kl_log_uniform_approximate` (as published).
 
     Source: Kingma, Salimans & Welling (2015), section 3; Molchanov, Ashukha & Vetrov (2017), section 4.1.
     """
@@ -153,9 +174,11 @@ class LogUniform(nn.Module):
 
 
 class NormalJeffreys(nn.Module):
-    r"""Group-sparse weights, :math:`w = \tilde w z`, :math:`\tilde w \sim \mathcal{N}(0, 1)`, :math:`p(z) \propto 1/|z|` per group.
+    r"""Group-sparse weights, :math:`w = \tilde w z`, :math:`\tilde w \sim \mathcal{N}(0, 1)`,
+    :math:`p(z) \propto 1/|z|` per group.
 
-    Sites ``NAME.scale`` (z, real: its sign carries no meaning) and ``NAME.unit``. The prior of z is improper, as in :class:`LogUniform`.
+    Sites ``NAME.scale`` (z, real: its sign carries no meaning) and ``NAME.unit``. The prior of z is improper, as in
+    :class:`LogUniform`.
 
     Args:
         kl: the KL divergence of z as a function of its :math:`\log\alpha`; as for :class:`LogUniform`.
@@ -174,24 +197,26 @@ class NormalJeffreys(nn.Module):
 
 
 class Horseshoe(nn.Module):
-    r"""Horseshoe weights, :math:`w = \tilde w z s`, :math:`\tilde w \sim \mathcal{N}(0, 1)`, :math:`z \sim C^+(0, 1)`, :math:`s \sim C^+(0, \tau)`.
+    r"""Horseshoe weights, :math:`w = \tilde w z s`, :math:`\tilde w \sim \mathcal{N}(0, 1)`, :math:`z \sim C^+(0, 1)`,
+    :math:`s \sim C^+(0, \tau)`.
 
     One z per group and one s per weight tensor. With a slab of width c the scale :math:`\lambda = zs` is replaced by
-    :math:`\tilde\lambda = c\lambda / \sqrt{c^2 + \lambda^2}`, which no weight exceeds by much: the regularised horseshoe, the form that
-    Hamiltonian samplers like.
+    :math:`\tilde\lambda = c\lambda / \sqrt{c^2 + \lambda^2}`, which no weight exceeds by much: the regularised
+    horseshoe, the form that Hamiltonian samplers like.
 
     Args:
         global_scale: :math:`\tau`.
         slab: c, or ``None`` for the plain horseshoe.
         group: ``True`` for one scale per group, ``None`` for one per weight.
-        decomposed: write each half-Cauchy as :math:`\sqrt{ab}`, a Gamma and an inverse Gamma variable (sites ``NAME.scale.gamma``,
-            ``NAME.scale.inverse_gamma`` and likewise for ``NAME.global_scale``), whose KL divergences to log-normals are closed.
+        decomposed: write each half-Cauchy as :math:`\sqrt{ab}`, a Gamma and an inverse Gamma variable (sites
+            ``NAME.scale.gamma``, ``NAME.scale.inverse_gamma`` and likewise for ``NAME.global_scale``), whose KL
+            divergences to log-normals are closed.
 
     Raises:
         ValueError: a scale or a slab that is not positive.
 
-    Source: Carvalho, Polson & Scott (2010); Piironen & Vehtari (2017), equation 2.8, for the slab; Louizos, Ullrich & Welling (2017),
-    section 4.2 (BC-GHS) for the decomposition.
+    Source: Carvalho, Polson & Scott (2010); Piironen & Vehtari (2017), equation 2.8, for the slab; Louizos, Ullrich &
+    Welling (2017), section 4.2 (BC-GHS) for the decomposition.
     """
 
     global_scale: Tensor
@@ -222,7 +247,8 @@ class Horseshoe(nn.Module):
         """Sample z ~ C+(0, scale) and return it as factors: (z,) or, decomposed, (sqrt a, sqrt b)."""
         if not self.decomposed:
             return (_sample(name, dist.HalfCauchy(scale, validate_args=False), shape),)
-        # a starts where its prior has it, scale^2 (else its KL, of order a / scale^2, explodes); b so that sqrt(ab) starts at one.
+        # a starts where its prior has it, scale^2 (else its KL, of order a / scale^2, explodes); b so that sqrt(ab)
+        # starts at one.
         gamma, inverse_gamma = distributions.half_cauchy_as_product(scale)
         a = _sample_from(f"{name}.gamma", gamma, shape, scale.square())
         b = _sample_from(f"{name}.inverse_gamma", inverse_gamma, shape, scale.square().reciprocal())
@@ -272,16 +298,25 @@ class GaussianMixture(nn.Module):
         super().__init__()
         probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
         if not len(scales) == len(probs) == len(locs):
-            raise ValueError(f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; they go together")
-        self.register_buffer("scales", _positive("GaussianMixture", "scales", torch.tensor(scales)))
-        self.register_buffer("probs", _positive("GaussianMixture", "probs", torch.tensor(probs)))
-        self.register_buffer("locs", torch.tensor(locs))
+            raise ValueError(
+                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; they go together"
+            )
+        dtype = torch.get_default_dtype()
+        self.register_buffer("scales", _positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype)))
+        self.register_buffer("probs", _positive("GaussianMixture", "probs", torch.tensor(probs, dtype=dtype)))
+        self.register_buffer("locs", torch.tensor(locs, dtype=dtype))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""
-        mixture = dist.MixtureSameFamily(
+        mixture = _Mixture(
             dist.Categorical(self.probs, validate_args=False),
             dist.Normal(self.locs, self.scales, validate_args=False),
             validate_args=False,
         )
         return _sample(name, mixture, shape)
+
+
+class _Mixture(dist.MixtureSameFamily):
+    """A mixture that says outright that it lives on the real line; guides and samplers ask."""
+
+    support = constraints.real

@@ -77,7 +77,7 @@ def expectation(f, loc=0.0, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value_error", "slope_error"), [(torch.float64, 3e-8, 3e-8), (torch.float32, 2e-6, 1e-6)]
+    ("dtype", "value_error", "slope_error"), [(torch.float64, 3e-8, 3e-8), (torch.float32, 6e-6, 6e-6)]
 )
 def test_exact_kl_and_its_slope_are_those_of_quadrature(dtype, value_error, slope_error):
     # every grid point is a multiple of 1/4: exact in float32 too

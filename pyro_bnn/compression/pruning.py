@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..network import BayesianNet
 from ..posterior import Posterior
 
 __all__ = ["LayerReport", "Pruned", "prune"]
@@ -60,9 +61,14 @@ class Pruned:
 
     def __str__(self) -> str:
         rows = [("weight", "shape", "kept", "of", "sparsity")]
-        rows += [(r.name, "x".join(map(str, r.shape)), str(r.kept), str(r.total), f"{r.sparsity:.1%}") for r in self.report]
+        rows += [
+            (r.name, "x".join(map(str, r.shape)), str(r.kept), str(r.total), f"{r.sparsity:.1%}") for r in self.report
+        ]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]) for row in rows]
+        lines = [
+            "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)])
+            for row in rows
+        ]
         return "\n".join([*lines, f"{self.ratio:.1f} times fewer weights that are not zero"])
 
 
@@ -79,10 +85,14 @@ def prune(posterior: Posterior, threshold: float = 3.0, group_threshold: float |
         TypeError: the model is a hand-written program and has no network.
         ValueError: the posterior gives weights no variance, as a point estimate does: there is nothing to prune by.
     """
-    network = posterior.mean_network()
-    moments = {name: posterior.moments()[name] for name in posterior.model.names}
+    if not isinstance(posterior.model, BayesianNet):
+        raise TypeError("prune: a hand-written program has no network to prune; write it as a BayesianNet")
+    found = posterior.moments()
+    moments = {name: found[name] for name in posterior.model.names}
     if all(not bool(variance.any()) for _, variance in moments.values()):
-        raise ValueError("prune: the posterior has no variance, so no weight is known to be noise; fit MeanField, say, not a point estimate")
+        raise ValueError(
+            "prune: the posterior has no variance, so no weight is known to be noise; fit MeanField, say, not a point estimate"
+        )
     group_threshold = threshold if group_threshold is None else group_threshold
     groups = {name: measure < group_threshold for name, measure in group_measures(posterior).items()}
     masks = {name: log_alpha(mean, variance) < threshold for name, (mean, variance) in moments.items()}
@@ -90,7 +100,6 @@ def prune(posterior: Posterior, threshold: float = 3.0, group_threshold: float |
     masks |= {name: keep.expand_as(masks[name]) for name, keep in groups.items()}
     module = posterior.model.network_with({name: moments[name][0] * mask for name, mask in masks.items()})
     report = [LayerReport(name, tuple(mask.shape), int(mask.sum()), mask.numel()) for name, mask in masks.items()]
-    del network
     return Pruned(module, masks, groups, report)
 
 

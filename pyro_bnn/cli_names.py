@@ -1,0 +1,186 @@
+"""The names of the command line: what each of them is, and what it builds.
+
+Models, priors, guides and data sets have names here and nowhere else; a program imports the things themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .network import BayesianNet
+    from .runs import Settings
+
+__all__ = ["build", "data_by_name", "first_sentence", "guides_by_name", "known", "models_by_name", "priors_by_name"]
+
+# Each of the four answers with {name: (what describes it, an object with a docstring or a sentence; what builds it)}.
+
+
+def models_by_name() -> dict[str, tuple[Any, Callable[..., BayesianNet]]]:
+    """Return the networks; each is built from the number of examples, a prior and its sizes."""
+    from . import models
+
+    dense = "Dense layers with ReLU for classes, of the widths --hidden (default 100)"
+    regression = "Dense layers with tanh for real numbers, of the widths --hidden (default 50); learned noise"
+    return {
+        "lenet-300-100": (models.LeNet300100, models.lenet_300_100),
+        "lenet-5": (models.LeNet5, models.lenet_5),
+        "mlp": (dense, models.mlp_classifier),
+        "mlp-regression": (regression, models.mlp_regressor),
+    }
+
+
+def priors_by_name() -> dict[str, tuple[Any, Callable[[Settings], Any]]]:
+    """Return the priors over the weights; s is ``--prior-scale``."""
+    import pyro.distributions as dist
+
+    from . import priors
+
+    def horseshoe(settings: Settings) -> Any:
+        return priors.Horseshoe(settings.prior_scale, decomposed=settings.guide == "group-horseshoe")
+
+    def spike_and_slab(settings: Settings) -> Any:
+        return priors.GaussianMixture([settings.prior_scale, settings.prior_scale / 400])
+
+    def student_t(settings: Settings) -> Any:
+        return priors.Elementwise(dist.StudentT(3.0, 0.0, _positive_scale(settings)))
+
+    def laplace(settings: Settings) -> Any:
+        return priors.Elementwise(dist.Laplace(0.0, _positive_scale(settings)))
+
+    return {
+        "log-uniform": (priors.LogUniform, lambda settings: priors.LogUniform()),
+        "normal": (priors.Normal, lambda settings: priors.Normal(settings.prior_scale)),
+        "normal-jeffreys": (priors.NormalJeffreys, lambda settings: priors.NormalJeffreys()),
+        "horseshoe": (priors.Horseshoe, horseshoe),
+        "gaussian-mixture": ("Spike and slab: equal parts of N(0, s²) and N(0, (s/400)²)", spike_and_slab),
+        "student-t": ("Heavy tails: Student's t with three degrees of freedom and scale s", student_t),
+        "laplace": ("Double exponential, p(w) ∝ exp(-|w|/s)", laplace),
+        "learned-normal": (priors.LearnedNormal, lambda settings: priors.LearnedNormal(settings.prior_scale)),
+    }
+
+
+def guides_by_name() -> dict[str, tuple[Any, Callable[[BayesianNet, Settings], Any]]]:
+    """Return the variational families."""
+    from . import guides
+
+    def sparse(model: BayesianNet, settings: Settings) -> Any:
+        if settings.tricks:
+            return guides.SparseVariationalDropout(model)
+        return guides.SparseVariationalDropout(model, clip=None, mask=None)
+
+    def gaussian_dropout(model: BayesianNet, settings: Settings) -> Any:
+        # the Gaussian noise that has the mean and the variance of binary dropout of rate p
+        return guides.GaussianDropout(model, settings.dropout / (1 - settings.dropout))
+
+    return {
+        "mean-field": (guides.MeanField, lambda model, settings: guides.MeanField(model)),
+        "sparse-vd": (guides.SparseVariationalDropout, sparse),
+        "gaussian": (guides.FactorizedGaussian, lambda model, settings: guides.FactorizedGaussian(model)),
+        "group": (guides.GroupNormalJeffreys, lambda model, settings: guides.GroupNormalJeffreys(model)),
+        "group-horseshoe": (guides.GroupHorseshoe, lambda model, settings: guides.GroupHorseshoe(model)),
+        "bernoulli-dropout": (guides.BernoulliDropout, lambda model, s: guides.BernoulliDropout(model, s.dropout)),
+        "gaussian-dropout": (guides.GaussianDropout, gaussian_dropout),
+        "point": (guides.PointEstimate, lambda model, settings: guides.PointEstimate(model)),
+    }
+
+
+def data_by_name() -> dict[str, tuple[Any, Callable[[int, str | None, bool], Dataset]]]:
+    """Return the data sets; each is read from a split number, a folder and whether to download."""
+    from . import data
+
+    def regression(name: str) -> Callable[[int, str | None, bool], Dataset]:
+        return lambda split, folder, download: data.uci(name, split, folder)
+
+    described = "UCI regression, --split 0 to 19 of the published ones, from DIR/uci"
+    return {
+        "digits": (data.digits, lambda split, folder, download: data.digits()),
+        "mnist": (data.mnist, lambda split, folder, download: data.mnist(folder, download=download)),
+        **{name: (described, regression(name)) for name in data.UCI_SETS},
+    }
+
+
+def _positive_scale(settings: Settings) -> float:
+    if not settings.prior_scale > 0:
+        raise ValueError(f"{settings.prior}: expected --prior-scale above zero, got {settings.prior_scale}")
+    return settings.prior_scale
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return the name as it is spelt here.
+
+    Raises:
+        ValueError: there is none; the message says which there are, and the nearest.
+    """
+    folded = {there.casefold(): there for there in names}
+    if name.casefold() in folded:
+        return folded[name.casefold()]
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
+    hint = f"; did you mean {folded[near[0]]}?" if near else "."
+    raise ValueError(f"there is no {kind} {name!r}{hint} There are {', '.join(folded.values())}")
+
+
+def build(settings: Settings, data: Dataset) -> tuple[BayesianNet, Any]:
+    """Return model and guide for the data; the network's first weights depend on the seed alone.
+
+    Raises:
+        ValueError: parts that do not fit together.
+    """
+    import torch
+
+    real = data.classes is None
+    if (settings.model == "mlp-regression") != real:
+        kind, others = ("real numbers", "mlp-regression") if real else ("classes", "mlp, lenet-300-100 or lenet-5")
+        raise ValueError(f"{settings.model}: the targets of {data.name} are {kind}; take the model {others}")
+    if settings.hidden and not settings.model.startswith("mlp"):
+        raise ValueError(f"hidden: the layers of {settings.model} are fixed; leave it out, or take the model mlp")
+    inputs = data.x_train[0].numel()
+    sizes: dict[str, Any] = {"size": math.isqrt(inputs)} if settings.model == "lenet-5" else {"inputs": inputs}
+    if settings.hidden:
+        sizes["hidden"] = _widths(settings.hidden)
+    _, make_model = models_by_name()[settings.model]
+    _, make_prior = priors_by_name()[settings.prior]
+    _, make_guide = guides_by_name()[settings.guide]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = make_model(len(data.x_train), prior=make_prior(settings), **sizes)
+        return model, make_guide(model, settings)
+
+
+def _widths(text: str) -> list[int]:
+    widths = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(widths):
+        raise ValueError(f"hidden: expected widths above zero with commas between, as 100,50; got {text!r}")
+    return widths
+
+
+_LETTERS = {
+    r"\mathcal{N}": "N",
+    r"\tilde w": "u",
+    r"\sim": "~",
+    r"\propto": "∝",
+    r"\mu": "μ",
+    r"\sigma": "σ",
+    r"\tau": "τ",
+    r"\alpha": "α",
+    r"\theta": "θ",
+    r"\delta": "δ",
+    r"_{\cdot i}": "",
+    r"\,": " ",
+    "^2": "²",
+    "^+": "⁺",
+}
+
+
+def first_sentence(documented: Any) -> str:
+    """Return the first sentence of a docstring, its mathematics in plain letters."""
+    text = " ".join((documented.__doc__ or "").split("\n\n")[0].split())
+    for latex, letter in _LETTERS.items():
+        text = text.replace(latex, letter)
+    text = re.sub(r":\w+:`([^`]*)`|`(\w+)`", r"\1\2", text).removeprefix("Return ")
+    return text.rstrip(".")

@@ -1,0 +1,14 @@
+r"""Distributions that Bayesian networks need and Pyro lacks, and every KL divergence beside its distribution.
+
+The divergences are registered with torch, so ``torch.distributions.kl_divergence(q, p)`` finds them for torch's
+classes, for Pyro's (which subclass them) and through ``Independent``. All are in nats.
+"""
+
+from .dropout import BernoulliDropout as BernoulliDropout
+from .dropout import GaussianDropout as GaussianDropout
+from .half_cauchy import half_cauchy_as_product as half_cauchy_as_product
+from .log_uniform import ImproperPriorError as ImproperPriorError
+from .log_uniform import LogUniform as LogUniform
+from .log_uniform import kl_log_uniform as kl_log_uniform
+from .log_uniform import kl_log_uniform_approximate as kl_log_uniform_approximate
+from .monte_carlo import kl_monte_carlo as kl_monte_carlo

@@ -1,0 +1,190 @@
+r"""Posteriors of dropout: Gaussian and binary noise on the weights."""
+
+from numbers import Number
+from typing import ClassVar, NoReturn
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.kl import register_kl
+
+from .log_uniform import LogUniform, Shape
+
+__all__ = ["BernoulliDropout", "GaussianDropout"]
+
+
+class GaussianDropout(dist.Normal):
+    r"""Posterior of Gaussian dropout: a weight under multiplicative noise of variance :math:`\alpha`.
+
+    .. math:: q(w) = N\big(k\,\theta,\ \alpha\theta^2\big), \quad k = 1 \text{ unless masked}
+
+    A ``Normal`` whose scale follows its mean; ``loc`` (:math:`k\theta`) and ``scale``
+    (:math:`\sqrt\alpha\,|\theta|`, which may be 0) serve code that knows only ``Normal``. Its divergence from
+    :class:`LogUniform` depends on :math:`\log\alpha` alone, for every weight anew where :math:`\log\alpha` is shared.
+
+    With ``keep`` the masked weights lose their mean but keep their noise. This is the surrogate that Sparse Variational
+    Dropout trains with once it prunes; the divergence stays that of the unmasked weight, so the objective is then *not*
+    the exact ELBO.
+
+    Args:
+        loc: The mean :math:`\theta`; also kept as the attribute ``theta``.
+        log_alpha: The log noise variance, finite, broadcastable with ``loc``: per weight, per unit or per layer.
+        keep: A boolean mask broadcastable with ``loc``: True where the mean is kept (everywhere by default).
+
+    References:
+        Kingma, Salimans and Welling 2015 (arXiv:1506.02557), section 3; Molchanov, Ashukha and Vetrov 2017
+        (arXiv:1701.05369), section 4, for per-weight :math:`\alpha`.
+
+    Example::
+
+        >>> q = GaussianDropout(torch.tensor([1.0, -2.0, 0.0]), torch.tensor(0.0))
+        >>> q.scale
+        tensor([1., 2., 0.])
+        >>> torch.distributions.kl_divergence(q, LogUniform())
+        tensor([0.4267, 0.4267, 0.4267])
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.real,
+        "scale": constraints.nonnegative,
+        "log_alpha": constraints.real,
+    }
+
+    def __init__(
+        self, loc: Tensor, log_alpha: Tensor, keep: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        self.theta, self.log_alpha, self.keep = loc, log_alpha, keep
+        self.loc = loc if keep is None else loc * keep
+        shape = torch.broadcast_shapes(loc.shape, log_alpha.shape)
+        super(torch.distributions.Normal, self).__init__(shape, validate_args=validate_args)  # Normal's needs the scale
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation."""
+        # |θ| √α rather than √(α θ²): the gradient at θ = 0 is 0, not nan
+        return (0.5 * self.log_alpha).exp() * self.theta.abs()
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance; training asks for it at every step, and never for the scale."""
+        return self.log_alpha.exp() * self.theta.square()
+
+    def expand(self, batch_shape: Shape, _instance: None = None) -> "GaussianDropout":
+        """Return the same posterior over a larger batch; ``log_alpha`` and ``keep`` broadcast as before."""
+        return GaussianDropout(self.theta.expand(batch_shape), self.log_alpha, self.keep, self._validate_args)
+
+
+@register_kl(GaussianDropout, LogUniform)
+def _kl_gaussian_dropout_log_uniform(q: GaussianDropout, p: LogUniform) -> Tensor:
+    return p.kl(q.log_alpha).expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+
+
+class BernoulliDropout(TorchDistribution):
+    r"""Posterior of binary dropout: weights that are zero with a fixed probability, and a learned value otherwise.
+
+    .. math:: q(w_g) = r\,\delta(w_g) + (1 - r)\,\delta(w_g - \theta_g), \quad \text{independently for each group } g
+
+    There is no 1/(1 - r): a draw is 0 or :math:`\theta`, its mean :math:`(1 - r)\theta`. Draws are reparameterised:
+    gradients flow to ``loc`` (not to ``rate``). The whole weight is one event: batch shape ``()``, event shape
+    ``loc.shape``.
+
+    Its divergence from ``Independent(Normal(m, s))`` is that of a mixture of Gaussians of width :math:`\epsilon` around
+    the two points, as :math:`\epsilon \to 0`, less its diverging constant :math:`-\log\epsilon - \tfrac12` per weight:
+
+    .. math::
+        \sum_i \Big[\log s_i + \frac{r\, m_i^2 + (1 - r)(\theta_i - m_i)^2}{2 s_i^2}\Big] - \sum_g H(r),
+        \quad H(r) = -r \log r - (1 - r) \log(1 - r).
+
+    So it may be negative. It serves to learn :math:`\theta`, m and s, not to compare with other posteriors. (The limit
+    takes the two points as distinct, :math:`\theta_g \ne 0`.)
+
+    Args:
+        loc: The weight's value :math:`\theta` when it is present.
+        rate: The probability r of being dropped, in [0, 1]: a number, or a tensor that broadcasts over the groups (the
+            shape of ``loc`` with every axis but ``group_dim`` reduced to 1).
+        group_dim: The axis whose every index drops out together (the input units of a dense layer: 1). By default each
+            weight does so alone.
+
+    Raises:
+        ValueError: if ``rate`` is outside [0, 1] or ``loc`` has no axis ``group_dim``.
+
+    References:
+        Gal and Ghahramani 2016 (arXiv:1506.02142), section 3; its appendix (arXiv:1506.02157) for the divergence.
+
+    Example::
+
+        >>> q = BernoulliDropout(torch.ones(2, 3), rate=0.25, group_dim=1)
+        >>> q.mean[0]
+        tensor([0.7500, 0.7500, 0.7500])
+        >>> p = dist.Normal(torch.zeros(2, 3), 1.0).to_event(2)
+        >>> torch.distributions.kl_divergence(q, p)  # 6 * 0.75 / 2 - 3 * 0.5623
+        tensor(0.5630)
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "loc": constraints.real,
+        "rate": constraints.unit_interval,
+    }
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, rate: float | Tensor, group_dim: int | None = None, validate_args: bool | None = None
+    ) -> None:
+        shape = loc.shape
+        if group_dim is not None:
+            if not -loc.dim() <= group_dim < loc.dim():
+                raise ValueError(f"group_dim must be an axis of loc, whose shape is {tuple(shape)}; got {group_dim}.")
+            shape = torch.Size(n if i == group_dim % loc.dim() else 1 for i, n in enumerate(shape))
+        if isinstance(rate, Number) and not 0 <= rate <= 1:  # type: ignore[operator]
+            raise ValueError(f"rate, the probability of being dropped, must lie in [0, 1]; got {rate}.")
+        self.loc, self.group_dim = loc, group_dim
+        self.rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
+        self._mask_shape = shape
+        super().__init__(torch.Size(), loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """All of the real space in which the weight lies."""
+        return constraints.independent(constraints.real, self.loc.dim())
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean (1 - r) θ, of the shape of ``loc``."""
+        return (1 - self.rate) * self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance r (1 - r) θ² of each weight, of the shape of ``loc``."""
+        return self.rate * (1 - self.rate) * self.loc.square()
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Return draws of shape ``sample_shape + loc.shape``; each group is all there or all zero."""
+        uniform = torch.rand(torch.Size(sample_shape) + self._mask_shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc * (uniform >= self.rate)
+
+    def log_prob(self, value: Tensor) -> NoReturn:
+        """Raise ``NotImplementedError``: two points have no density."""
+        raise NotImplementedError(
+            "BernoulliDropout puts its mass on two points and has no density. Its divergence from an independent "
+            "Normal prior has a closed form: use torch.distributions.kl_divergence, or an ELBO that does."
+        )
+
+
+@register_kl(BernoulliDropout, torch.distributions.Independent)
+def _kl_bernoulli_dropout_normal(q: BernoulliDropout, p: torch.distributions.Independent) -> Tensor:
+    prior = p.base_dist
+    if not isinstance(prior, torch.distributions.Normal):
+        raise NotImplementedError(
+            "BernoulliDropout has a closed divergence from an independent Normal prior only, "
+            f"not from an independent {type(prior).__name__}."
+        )
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"The prior's event shape {tuple(p.event_shape)} is not the weight's, {tuple(q.event_shape)}.")
+    # E (w - m)² = r m² + (1 - r) (θ - m)²
+    square = q.rate * prior.loc.square() + (1 - q.rate) * (q.loc - prior.loc).square()
+    cross_entropy = prior.scale.log() + square / (2 * prior.scale.square())
+    # the mixture's entropy: one coin for each group, whatever the number of weights in it
+    entropy = -(torch.xlogy(q.rate, q.rate) + torch.xlogy(1 - q.rate, 1 - q.rate))
+    return cross_entropy.reshape(*p.batch_shape, -1).sum(-1) - entropy.expand(q._mask_shape).sum()

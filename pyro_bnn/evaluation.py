@@ -1,0 +1,151 @@
+"""How a posterior does on test data: metrics, and a table for people."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import compression
+from .data import Dataset
+from .posterior import Posterior
+from .prediction import Prediction
+
+__all__ = ["Evaluation", "evaluate", "out_of_distribution", "table"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a posterior does on test data.
+
+    Attributes:
+        metrics: what goes into ``metrics.json``.
+        prediction: of the averaged draws.
+        pruned: the pruned network; ``None`` for a point estimate, which has no variance to prune by.
+    """
+
+    metrics: dict[str, Any]
+    prediction: Prediction
+    pruned: compression.Pruned | None
+
+
+@torch.no_grad()
+def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation:
+    """Return the metrics of one network, that at the posterior means after pruning, and of the average over posterior draws.
+
+    For classes: accuracy, error (fractions) and negative log-likelihood (nats per example). For regression: root mean squared error and
+    log-likelihood (nats per example) in the original units, and how many test points the 50% and 90% intervals hold.
+
+    Args:
+        posterior: of a ``BayesianNet``.
+        data: its test part is used.
+        draws: how many networks the average is over.
+    """
+    x, y = data.test
+    noisy = any(bool(variance.any()) for _, variance in posterior.moments().values())
+    pruned = compression.prune(posterior) if noisy else None
+    network = pruned.module.eval() if pruned else posterior.mean_network().eval()
+    outputs = torch.cat([network(part) for part in x.split(1000)])
+    single = posterior.model.likelihood(outputs)
+    prediction = posterior.predict(x, draws)
+    score = _regression if data.classes is None else _classification
+    center = single.mean if data.classes is None else outputs
+    metrics: dict[str, Any] = {
+        "data": data.name,
+        "test_examples": len(x),
+        "network": "pruned posterior mean" if pruned else "posterior mean",
+        "mean_network": score(center, single.log_prob(y), data),
+        "draws": {"number": draws, **score(prediction.mean, prediction.log_prob(y), data)},
+        "uncertainty": _uncertainty(prediction, data),
+    }
+    if pruned:
+        layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in pruned.report]
+        metrics["sparsity"] = {"ratio": pruned.ratio, "layers": layers}
+    return Evaluation(metrics, prediction, pruned)
+
+
+def _classification(scores: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
+    accuracy = float((scores.argmax(-1) == data.y_test).double().mean())
+    return {"accuracy": accuracy, "error": 1 - accuracy, "nll": -float(log_prob.double().mean())}
+
+
+def _regression(mean: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
+    # y = y_std y' + y_mean, so p(y) = p(y') / y_std
+    rmse = float((mean - data.y_test).double().square().mean().sqrt()) * data.y_std
+    return {"rmse": rmse, "log_likelihood": float(log_prob.double().mean()) - math.log(data.y_std)}
+
+
+def _uncertainty(prediction: Prediction, data: Dataset) -> dict[str, Any]:
+    """Return averages over the test data: entropies in nats for classes; standard deviations in original units for regression."""
+    parts = {key: getattr(prediction, key) for key in ("total", "aleatoric", "epistemic")}
+    if data.classes is None:
+        deviations = {key: float(value.double().mean().sqrt()) * data.y_std for key, value in parts.items()}
+        return {
+            **deviations,
+            "coverage": {f"{level:.0%}": _coverage(prediction, data.y_test, level) for level in (0.5, 0.9)},
+        }
+    right = prediction.mean.argmax(-1) == data.y_test
+    by_outcome = {"epistemic_right": parts["epistemic"][right], "epistemic_wrong": parts["epistemic"][~right]}
+    return {key: float(value.double().mean()) if len(value) else None for key, value in (parts | by_outcome).items()}
+
+
+def _coverage(prediction: Prediction, y: Tensor, level: float) -> float:
+    lower, upper = prediction.interval(level)
+    return float(((lower <= y) & (y <= upper)).double().mean())
+
+
+def out_of_distribution(known: Prediction, unknown: Prediction) -> dict[str, float]:
+    """Return how well uncertainty tells test data from inputs of another kind: mean entropies in nats, and areas under the ROC curve."""
+    from sklearn.metrics import roc_auc_score
+
+    found = {}
+    for key in ("total", "epistemic"):
+        values = [getattr(prediction, key).cpu() for prediction in (known, unknown)]
+        strange = torch.cat([torch.zeros(len(values[0])), torch.ones(len(values[1]))])
+        found |= {f"{key}_test": float(values[0].mean()), f"{key}_ood": float(values[1].mean())}
+        found[f"{key}_auroc"] = float(roc_auc_score(strange.numpy(), torch.cat(values).numpy()))
+    return found
+
+
+def table(evaluation: Evaluation) -> str:
+    """Return the metrics as a text for people."""
+    metrics = evaluation.metrics
+    head = f"{metrics['data']}, {metrics['test_examples']} test examples"
+    rows = [
+        (f"{metrics['network']} network, no sampling", metrics["mean_network"]),
+        (f"average of {metrics['draws']['number']} posterior draws", metrics["draws"]),
+    ]
+    u = metrics["uncertainty"]
+    if "rmse" in metrics["draws"]:
+        columns, cells = (
+            ("RMSE", "log-likelihood"),
+            [(f"{row['rmse']:.4g}", f"{row['log_likelihood']:.3f}") for _, row in rows],
+        )
+        coverage = ", ".join(
+            f"{value:.1%} of the test points in the {level} interval" for level, value in u["coverage"].items()
+        )
+        lines = [
+            f"standard deviation: total {u['total']:.3g}, aleatoric {u['aleatoric']:.3g}, epistemic {u['epistemic']:.3g}",
+            coverage,
+        ]
+    else:
+        columns, cells = (
+            ("accuracy", "NLL in nats"),
+            [(f"{row['accuracy']:.2%}", f"{row['nll']:.4f}") for _, row in rows],
+        )
+        lines = [
+            f"uncertainty in nats: total {u['total']:.4f} = aleatoric {u['aleatoric']:.4f} + epistemic {u['epistemic']:.4f}"
+        ]
+        parts = [
+            f"{u[f'epistemic_{key}']:.4f} where the answer is {key}"
+            for key in ("right", "wrong")
+            if u[f"epistemic_{key}"] is not None
+        ]
+        lines.append(f"epistemic part: {', '.join(parts)}")
+    width = max(len(head), *(len(name) for name, _ in rows))
+    lined = [(head, columns), *((name, cell) for (name, _), cell in zip(rows, cells, strict=True))]
+    top = [f"{name.ljust(width)}  {first:>8}  {second:>14}" for name, (first, second) in lined]
+    return "\n".join([*top, "", *lines, *(["", str(evaluation.pruned)] if evaluation.pruned else [])])

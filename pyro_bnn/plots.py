@@ -1,0 +1,328 @@
+"""Pictures of runs and posteriors.
+
+Every function takes plain data and returns a :class:`matplotlib.figure.Figure`; nothing is shown, and no global state of matplotlib is
+touched, so a figure can be saved (``figure.savefig("loss.png")``) or be the last line of a notebook cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .posterior import Posterior
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy_against_draws", "certain_digits", "loss_terms", "regression_bands", "summary", "weight_matrices"]
+
+# Okabe & Ito's colours: told apart by colour-blind readers and in grey print
+_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"
+
+
+def loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the two terms of the loss, and the weight of the second, over the epochs.
+
+    Above: the data term and the KL divergence in nats per training example, on a logarithmic axis where both are positive. Below: the
+    weight of the KL divergence.
+
+    Args:
+        history: that of :func:`~pyro_bnn.fit`: ``epoch``, ``data``, ``kl`` and ``kl_weight``, one number per epoch each.
+    """
+    figure = _figure(7.0, 4.4)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    epochs, data, kl = history["epoch"], history["data"], history["kl"]
+    above.plot(epochs, data, color=_BLUE, label="data term, $-\\log p(y\\,|\\,x,w)$")
+    above.plot(epochs, kl, color=_ORANGE, label="KL divergence to the prior")
+    if len(epochs) and min(*data, *kl, math.inf) > 0:
+        above.set_yscale("log")
+    above.set_ylabel("nats per example")
+    above.legend(frameon=False)
+    below.plot(epochs, history["kl_weight"], color=_GREY)
+    below.set_ylim(-0.08, 1.08)
+    below.set_ylabel("KL weight")
+    below.set_xlabel("epoch")
+    end = (
+        f"data term {data[-1]:.3g}, KL divergence {kl[-1]:.3g} nats per example"
+        if len(epochs)
+        else "no epoch is over yet"
+    )
+    above.set_title(f"After {len(epochs)} epochs: {end}", loc="left")
+    for axes in (above, below):
+        _open(axes)
+    return figure
+
+
+def weight_matrices(
+    before: Tensor, after: Tensor, labels: tuple[str, str] = ("before", "after"), name: str = "weights"
+) -> Figure:
+    """Draw a weight matrix before and after pruning; where the weights of a unit form a square image, also those of the busiest units.
+
+    Colours: blue below zero, orange above, without units; every matrix has its own range, to the 99.9th percentile of its absolute
+    values. After pruning each weight that is left is a dot, since single pixels of a large matrix would not be seen.
+
+    Args:
+        before: (units, inputs).
+        after: (units, inputs), zero where pruned.
+        labels: what the two are.
+        name: of the weight.
+    """
+    before, after = before.detach().cpu(), after.detach().cpu()
+    side = math.isqrt(after.shape[1])
+    fields = side if side**2 == after.shape[1] and side > 2 else 0
+    figure = _figure(9.0, 4.6)
+    columns = figure.subplots(1, 3 if fields else 2, width_ratios=(1, 1, 1.5) if fields else (1, 1), squeeze=False)[0]
+    kept = int(after.count_nonzero())
+    for axes, matrix, label in zip(columns, (before, after), labels, strict=False):
+        _matrix(axes, matrix)
+        axes.set_title(f"{label}\n{int(matrix.count_nonzero()):,} weights", loc="left")
+        axes.set_xlabel("input")
+    columns[0].set_ylabel("unit")
+    if fields:
+        _fields(columns[2], after, side, 16)
+    figure.suptitle(
+        f"{name}: {kept:,} of {after.numel():,} weights are left ({1 - kept / after.numel():.1%} are zero)",
+        x=0.01,
+        ha="left",
+    )
+    return figure
+
+
+def accuracy_against_draws(
+    posterior: Posterior, x: Tensor, y: Tensor, pruned: Any = None, draws: int = 50, seed: int = 0
+) -> Figure:
+    """Draw accuracy and negative log-likelihood of the average over the first K posterior draws, for K = 1, 2, ...
+
+    Left: the accuracy in per cent. Right: the negative log-likelihood in nats per example. Dashed: the pruned network, one pass without
+    sampling.
+
+    Args:
+        posterior: of a model of classes.
+        x: inputs (n, ...).
+        y: labels (n,).
+        pruned: what :func:`~pyro_bnn.compression.prune` returns, or ``None``.
+        draws: the largest K.
+        seed: of the draws.
+    """
+    probs = torch.cat([part["probs"] for part in posterior.components(x, draws, seed)])
+    counts = torch.arange(1, len(probs) + 1)
+    average = probs.double().cumsum(0) / counts[:, None, None]
+    accuracy = 100 * (average.argmax(-1) == y).double().mean(1)
+    nll = -average.gather(-1, y.expand(len(probs), -1)[..., None]).squeeze(-1).log().mean(1)
+    figure = _figure(8.0, 3.4)
+    pair = figure.subplots(1, 2)
+    single = (None, None)
+    if pruned is not None:
+        with torch.no_grad():
+            log_probs = pruned.module(x).log_softmax(-1)
+        single = (
+            100 * float((log_probs.argmax(-1) == y).double().mean()),
+            -float(log_probs.gather(-1, y[:, None]).mean()),
+        )
+    for axes, values, one, label in zip(
+        pair, (accuracy, nll), single, ("accuracy (%)", "NLL (nats per example)"), strict=True
+    ):
+        axes.plot(counts, values, color=_BLUE, label="average of K posterior draws")
+        if one is not None:
+            axes.axhline(one, color=_ORANGE, linestyle="--", label="pruned mean network, one pass")
+        axes.set_xlabel("posterior draws K")
+        axes.set_ylabel(label)
+        _open(axes)
+    pair[0].legend(frameon=False, loc="lower right")
+    pair[0].set_title(f"{accuracy[-1]:.1f}% with {len(probs)} draws, {accuracy[0]:.1f}% with one", loc="left")
+    pair[1].set_title(f"{nll[-1]:.3f} nats with {len(probs)} draws, {nll[0]:.3f} with one", loc="left")
+    return figure
+
+
+def certain_digits(prediction: Prediction, x: Tensor, y: Tensor, columns: int = 8) -> Figure:
+    """Draw the images that the network is most and least certain of, with predicted and true label and the entropy in nats.
+
+    Args:
+        prediction: of ``x``.
+        x: square images, (n, pixels) or (n, 1, size, size).
+        y: true labels (n,).
+        columns: how many of each.
+    """
+    columns = min(columns, len(x))
+    figure = _figure(1.15 * columns, 4.5)
+    rows = figure.subfigures(2, 1)
+    order = prediction.total.argsort(stable=True)
+    right = prediction.mean.argmax(-1) == y
+    for row, index, what in zip(rows, (order[:columns], order.flip(0)[:columns]), ("most", "least"), strict=True):
+        row.suptitle(
+            f"The {columns} digits it is {what} certain of: {int(right[index].sum())} are right", x=0.02, ha="left"
+        )
+        for axes, i in zip(row.subplots(1, columns, squeeze=False)[0], index.tolist(), strict=True):
+            _digit(axes, x[i], int(prediction.mean[i].argmax()), int(y[i]), float(prediction.total[i]))
+    return figure
+
+
+def regression_bands(
+    x: Tensor,
+    mean: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    data: tuple[Tensor, Tensor] | None = None,
+    truth: Tensor | None = None,
+    level: float = 0.9,
+    epistemic: Tensor | None = None,
+) -> Figure:
+    """Draw a predictive mean and its interval over one input, with the data.
+
+    Args:
+        x: inputs (n,) or (n, 1), in any order.
+        mean: the predictive mean (n,), in the units of y.
+        lower: the lower end of the interval (n,).
+        upper: the upper end (n,).
+        data: training inputs and outputs, drawn as dots.
+        truth: the function that made the data, at ``x`` (n,).
+        level: the probability of the interval, for the legend.
+        epistemic: the standard deviation of the mean (n,), drawn as a darker band of one deviation to each side.
+    """
+    order = x.detach().flatten().argsort()
+    at, mean, lower, upper = (values.detach().flatten()[order].cpu() for values in (x, mean, lower, upper))
+    figure = _figure(7.0, 3.8)
+    axes = figure.subplots()
+    axes.fill_between(at, lower, upper, color=_BLUE, alpha=0.18, linewidth=0, label=f"{level:.0%} interval")
+    if epistemic is not None:
+        spread = epistemic.detach().flatten()[order].cpu()
+        axes.fill_between(
+            at,
+            mean - spread,
+            mean + spread,
+            color=_BLUE,
+            alpha=0.35,
+            linewidth=0,
+            label="not knowing the weights, ±1 sd",
+        )
+    axes.plot(at, mean, color=_BLUE, label="predictive mean")
+    if truth is not None:
+        axes.plot(at, truth.detach().flatten()[order].cpu(), color=_GREY, linestyle="--", label="true function")
+    if data is not None:
+        axes.plot(data[0].flatten().cpu(), data[1].flatten().cpu(), ".", color="black", markersize=5, label="data")
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    axes.legend(frameon=False)
+    _open(axes)
+    return figure
+
+
+def summary(
+    sizes: Sequence[tuple[float, float]],
+    after: Tensor,
+    prediction: Prediction,
+    x: Tensor,
+    y: Tensor,
+    total: int,
+    accuracy: float,
+) -> Figure:
+    """Draw a run in one strip: how the network got sparse, what its first layer looks at, which digits it doubts.
+
+    Args:
+        sizes: pairs of an epoch and the number of weights that were left then.
+        after: the first layer's pruned weights (units, inputs), the inputs being square images.
+        prediction: of ``x``.
+        x: square images, flattened or not.
+        y: true labels (n,).
+        total: the number of weights before pruning.
+        accuracy: of the pruned network, a fraction.
+    """
+    figure = _figure(9.0, 2.75)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 0.8, 1.25))
+    axes = left.subplots()
+    axes.plot([epoch for epoch, _ in sizes], [kept for _, kept in sizes], color=_BLUE, marker=".")
+    axes.axhline(total, color=_GREY, linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("weights left")
+    kept = sizes[-1][1] if sizes else total
+    axes.set_title(f"{total:,} weights become {kept:,.0f},\n{accuracy:.1%} of the test digits right", loc="left")
+    _open(axes)
+    side = math.isqrt(after.shape[1])
+    _fields(middle.subplots(), after.detach().cpu(), side, 12, "the busiest units of\nlayer 1, and what they see")
+    order = prediction.total.argsort(stable=True).flip(0)[:8].tolist()
+    right.suptitle("the digits it is least certain of", fontsize=9, x=0.04, ha="left")
+    for small, i in zip(right.subplots(2, 4).flat, order, strict=False):
+        _digit(small, x[i], int(prediction.mean[i].argmax()), int(y[i]), float(prediction.total[i]), short=True)
+    return figure
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure, sizes in inches; pyplot would keep it alive and choose a window system."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _open(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_fontsize(9.5)
+
+
+def _limit(matrix: Tensor) -> float:
+    values = matrix.abs()[matrix != 0]
+    return float(values.quantile(0.999)) if 0 < len(values) < 10_000_000 else 1.0
+
+
+def _colours() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("signed", [_BLUE, "white", _RED])
+
+
+def _matrix(axes: Axes, matrix: Tensor) -> None:
+    """Draw a matrix: as an image if it is dense, as one dot for each weight that is not zero if it is sparse."""
+    limit, (rows, columns) = _limit(matrix), matrix.shape
+    if float((matrix != 0).double().mean()) > 0.2:
+        axes.imshow(matrix, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
+    else:
+        at = matrix.nonzero()
+        signs = [_RED if value > 0 else _BLUE for value in matrix[at[:, 0], at[:, 1]].tolist()]
+        size = min(9.0, max(0.5, 3000 / max(len(at), 1)))
+        axes.scatter(at[:, 1], at[:, 0], s=size, c=signs, linewidths=0)
+        axes.set_xlim(-0.5, columns - 0.5)
+        axes.set_ylim(rows - 0.5, -0.5)
+
+
+def _fields(axes: Axes, matrix: Tensor, side: int, number: int, title: str | None = None) -> None:
+    """Draw the weights into the units that have most of them, as images laid out on one grid."""
+    counts = (matrix != 0).sum(1)
+    busiest = counts.argsort(descending=True, stable=True)[:number]
+    rows = math.isqrt(number)
+    columns = math.ceil(number / rows)
+    sheet = torch.full((rows * (side + 1) + 1, columns * (side + 1) + 1), torch.nan)
+    for place, unit in enumerate(busiest.tolist()):
+        top, left = place // columns * (side + 1) + 1, place % columns * (side + 1) + 1
+        sheet[top : top + side, left : left + side] = matrix[unit].reshape(side, side)
+    limit = _limit(matrix)
+    colours = _colours()
+    colours.set_bad("#D8D8D8")
+    axes.imshow(sheet, cmap=colours, vmin=-limit, vmax=limit, interpolation="none")
+    axes.set_axis_off()
+    left_over = f"{int((counts > 0).sum())} of {len(matrix)} units still see something;\nthe busiest, as images of {side}x{side} inputs"
+    axes.set_title(title or left_over, loc="left", fontsize=9 if title else None)
+
+
+def _digit(axes: Axes, image: Tensor, predicted: int, true: int, entropy: float, short: bool = False) -> None:
+    """Draw an image with what it was taken for; in red, with the truth, where that is wrong."""
+    side = math.isqrt(image.numel())
+    axes.imshow(image.detach().reshape(side, side).cpu(), cmap="gray_r", interpolation="none")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#C8C8C8")
+    wrong = predicted != true
+    answer = f"{predicted}, is {true}" if wrong else f"{predicted}"
+    axes.set_title(answer, fontsize=8.5 if short else 10, color=_RED if wrong else "black", pad=3)
+    axes.set_xlabel(
+        f"{entropy:.2f} nats" if entropy >= 0.01 else f"{entropy:.0e} nats", fontsize=7.5 if short else 8.5, labelpad=2
+    )

@@ -1,0 +1,275 @@
+"""Runs on disk: a folder that says what was run, how far it came, and how good it is.
+
+``run.json`` holds the settings, ``checkpoint/`` the state of the training, ``posterior.json`` with its safetensors file the result,
+``metrics.json`` how it does on the test data at the last epoch. Test data are looked at once, when the run is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import CheckpointError, write_atomically
+from .data import Dataset
+from .evaluation import Evaluation, evaluate
+from .training import Fit, Progress, fit, linear_warmup
+
+__all__ = [
+    "Place",
+    "Settings",
+    "begin",
+    "claimed",
+    "finish",
+    "load",
+    "require_posterior",
+    "resumed",
+    "schedules",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a run the run that it is. Two runs of equal settings (and place) give the same posterior, bit for bit."""
+
+    model: str
+    prior: str = "log-uniform"
+    guide: str = "sparse-vd"
+    data: str = "digits"
+    split: int = 0
+    hidden: str = ""
+    prior_scale: float = 1.0
+    dropout: float = 0.5
+    tricks: bool = True
+    epochs: int = 200
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    schedule: str = "half-linear"
+    kl_warmup: str = "5:20"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a run is computed; none of it changes what is computed, rounding apart."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    data_dir: str | None = None
+    checkpoint_every: int = 1
+
+
+def schedules(settings: Settings) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    r"""Return learning rate and KL weight as functions of the epoch, both constant within an epoch e = 0, 1, ..., E - 1.
+
+    The rate is :math:`\eta` (``constant``), :math:`\eta(1 - e/E)` (``linear``), or :math:`\eta\min(2 - 2e/E, 1)` (``half-linear``). A
+    warm-up ``A:B`` is a KL weight of zero up to epoch A that reaches one at epoch B; ``none`` is one throughout.
+
+    Raises:
+        ValueError: an unknown schedule, a warm-up of another form, a learning rate that is not positive.
+    """
+    rate, epochs = settings.learning_rate, settings.epochs
+    if not 0 < rate < math.inf or epochs < 1:
+        raise ValueError(f"expected a learning rate above zero and at least one epoch, got {rate} and {epochs}")
+    factors: dict[str, Callable[[int], float]] = {
+        "constant": lambda epoch: 1.0,
+        "linear": lambda epoch: 1 - epoch / epochs,
+        "half-linear": lambda epoch: min(2 - 2 * epoch / epochs, 1.0),
+    }
+    if settings.schedule not in factors:
+        raise ValueError(f"schedule: expected one of {', '.join(factors)}, got {settings.schedule!r}")
+    factor, warmup = factors[settings.schedule], _warmup(settings.kl_warmup)
+    # an epoch need not be a whole number of steps: what lies a rounding error below it counts as the epoch
+    return lambda epoch: rate * factor(int(epoch + 1e-9)), lambda epoch: warmup(int(epoch + 1e-9))
+
+
+def _warmup(text: str) -> Callable[[float], float]:
+    if text == "none":
+        return lambda epoch: 1.0
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        start, end = 0.0, -1.0
+    if not 0 <= start < end < math.inf:
+        raise ValueError(
+            f"kl-warmup: expected A:B with 0 <= A < B, the epochs where the KL weight leaves 0 and reaches 1, or none; got {text!r}"
+        )
+    return linear_warmup(start, end)
+
+
+# --- the folder --------------------------------------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, settings: Settings, place: Place) -> None:
+    """Claim an empty folder for a run by writing its ``run.json``.
+
+    Raises:
+        CheckpointError: the folder holds something already, or cannot be written.
+    """
+    if (folder / "run.json").exists():
+        there = load(folder)[0]
+        raise CheckpointError(
+            f"{folder}: holds a run already ({there.model} on {there.data}, seed {there.seed}); "
+            f"go on with it (pyro-bnn fit --out {folder} --resume) or choose another --out"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder}: is there already and holds no run; choose a new or an empty folder with --out"
+        )
+    _write(folder / "run.json", {"settings": asdict(settings), "place": asdict(place), "versions": _versions()})
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, settings: Settings, place: Place) -> Iterator[None]:
+    """Claim a folder as :func:`begin` does; should the run fail before its first checkpoint, give the folder back."""
+    existed = folder.exists()
+    begin(folder, settings, place)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "checkpoint" / "checkpoint.json").exists():
+            (folder / "run.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not empty
+                (folder if not existed else folder / "checkpoint").rmdir()
+        raise
+
+
+def load(folder: Path) -> tuple[Settings, Place]:
+    """Return what ``run.json`` says.
+
+    Raises:
+        CheckpointError: it is missing, or is not what it should be.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_bytes())
+        settings, place = record["settings"], record["place"]
+        for kind, values in ((Settings, settings), (Place, place)):
+            if set(values) != {field.name for field in fields(kind)}:
+                raise ValueError("other settings than this release has")
+        return Settings(**settings), Place(**place)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: holds no run (there is no run.json in it); pyro-bnn fit MODEL --out {folder} makes one"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected the settings of a run, found something else ({error})") from error
+
+
+def require_posterior(folder: Path) -> None:
+    """Refuse a run that is not over.
+
+    Raises:
+        CheckpointError: it has no posterior yet.
+    """
+    if not (folder / "posterior.json").exists():
+        way_out = f"go on with pyro-bnn fit --out {folder} --resume"
+        raise CheckpointError(f"{folder}: the run is not over, there is no posterior.json; {way_out}")
+
+
+def resumed(folder: Path, asked: Mapping[str, Any], named: Collection[str]) -> tuple[Settings, Place]:
+    """Return settings and place of the run in the folder, to go on with it.
+
+    Args:
+        folder: of the run.
+        asked: what the user asks for now, by the names of the fields of ``Settings`` and ``Place``.
+        named: which of these the user named; the others are the run's. Of the settings they have to agree with the run's.
+
+    Raises:
+        CheckpointError: there is no run, or it has other settings; the message names them.
+    """
+    settings, place = load(folder)
+    there = asdict(settings)
+    differing = [
+        f"{key} ({there[key]!r} there, {asked[key]!r} now)"
+        for key in there
+        if key in named and asked[key] != there[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder}: the run there has other settings: {', '.join(differing)}; "
+            "leave these options out to go on with it, or choose another --out for a new run"
+        )
+    return settings, Place(**{key: asked[key] if key in named else value for key, value in asdict(place).items()})
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in ("pyro-bnn", "torch", "pyro-ppl")}}
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(_finite(facts), indent=1) + "\n").encode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot write ({error.strerror})") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a number that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- training ----------------------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    folder: Path,
+    model: Any,
+    guide: Any,
+    data: Dataset,
+    settings: Settings,
+    place: Place,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    progress: bool = True,
+) -> Fit:
+    """Fit, with checkpoints in the folder; go on from the one that is there."""
+    learning_rate, kl_weight = schedules(settings)
+    return fit(
+        model,
+        guide,
+        data.train,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=learning_rate,
+        kl_weight=kl_weight,
+        seed=settings.seed,
+        device=place.device,
+        callbacks=callbacks,
+        checkpoint=folder / "checkpoint",
+        checkpoint_every=place.checkpoint_every,
+        resume=True,
+        progress=progress,
+    )
+
+
+def finish(folder: Path, result: Fit, data: Dataset, draws: int = 50) -> Evaluation:
+    """Evaluate the result and write ``posterior``, ``metrics.json`` and ``loss_terms.png``."""
+    from . import plots
+
+    result.posterior.save(folder / "posterior")
+    evaluation = evaluate(result.posterior, data, draws)
+    seconds, epochs = (result.history["seconds"] or [0.0])[-1], len(result.history["epoch"])
+    evaluation.metrics["training"] = {
+        "epochs": epochs,
+        "interrupted": result.interrupted,
+        "minutes": seconds / 60,
+        "seconds_per_epoch": seconds / max(epochs, 1),
+    }
+    _write(folder / "metrics.json", evaluation.metrics)
+    plots.loss_terms(result.history).savefig(folder / "loss_terms.png", dpi=150)
+    return evaluation
