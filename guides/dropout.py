@@ -20,28 +20,36 @@ __all__ = ["BernoulliDropout", "GaussianDropout"]
 
 
 class BernoulliDropout(Factorized):
-    r"""Binary dropout: every input unit of a layer is kept or dropped,
-    :math:`q(w_{\cdot i}) = p\,\delta(0) + (1 - p)\,\delta(\theta_{\cdot i})`.
+    r"""Binary dropout: every input unit of a layer is dropped with probability p, all its weights together.
 
-    Under a Gaussian prior the KL divergence is an L2 penalty, :math:`(1-p)\lVert\theta\rVert^2 / 2s^2` up to a
+    .. math:: q(w_{\cdot i}) = p\,\delta(0) + (1 - p)\,\delta(\theta_{\cdot i})
+
+    A weight is 0 or :math:`\theta`, its mean :math:`(1 - p)\theta`: there is no rescaling by :math:`1/(1 - p)`. Under a
+    Gaussian prior the KL divergence is an L2 penalty, :math:`(1-p)\lVert\theta\rVert^2 / 2s^2` up to a
     constant: dropout with weight decay is variational inference. With :func:`~pyro_bnn.local_reparameterization` each
     example has a mask of its own, as usual.
 
     Args:
         model: a ``BayesianNet`` under a Gaussian prior.
-        rate: the probability p of being dropped, for all weights or by patterns for their names, ``{"fc1.*": 0.2, "*":
-            0.5}``.
+        rate: the probability p of being dropped, for all weights, or by patterns for their names of which the first
+            that fits counts: ``{"fc1.*": 0.2, "*": 0.5}``. What no pattern fits is never dropped.
 
     Raises:
-        ValueError: a rate outside [0, 1).
+        ValueError: a rate outside [0, 1), or a pattern that fits no weight; a model with positive sites.
 
     Source: Gal & Ghahramani (2016), https://arxiv.org/abs/1506.02142.
     """
 
     def __init__(self, model: BayesianNet, rate: float | Mapping[str, float] = 0.5) -> None:
         rates = rate if isinstance(rate, Mapping) else {"*": rate}
+        sites = real_sites("BernoulliDropout", model)
+        for pattern in rates:
+            if not fnmatch.filter(sites, pattern):
+                raise ValueError(
+                    f"BernoulliDropout: the rate for {pattern!r} fits no weight; there are {', '.join(sites)}"
+                )
         families = {}
-        for name, site in real_sites("BernoulliDropout", model).items():
+        for name, site in sites.items():
             p = next((p for pattern, p in rates.items() if fnmatch.fnmatchcase(name, pattern)), 0.0)
             if not 0 <= p < 1:
                 raise ValueError(f"BernoulliDropout: expected a rate in [0, 1) for {name!r}, got {p}")

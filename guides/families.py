@@ -81,7 +81,7 @@ class Factorized(PyroModule):
         for name, family in families.items():
             _plant(self.sites, name, family)
 
-    def families(self) -> dict[str, nn.Module]:
+    def families(self) -> dict[str, Any]:
         """Return the family of each site."""
         sites = self.sites  # read once: each reading is a parameter statement
         return {name: sites.get_submodule(name) for name in self.names}
@@ -130,15 +130,17 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
             subsampled plate, whose posterior would have to know which examples it is given.
     """
     if isinstance(model, BayesianNet):
-        trace = poutine.trace(model.initialize).get_trace()
+        with pyro.validation_enabled(False):  # nothing is sampled; on the meta device there is nothing to validate
+            trace = poutine.trace(model.initialize).get_trace()
         group_dims = {site.name: site.group_dim for site in model.sites}
     else:
         trace, group_dims = _prior_trace(model, args, kwargs), {}
     sites = {}
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, site in nodes.items():
         if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
             continue
-        if any(frame.vectorized and frame.size != site["fn"].shape()[frame.dim] for frame in site["cond_indep_stack"]):
+        if any(frame.full_size not in (None, frame.size) for frame in site["cond_indep_stack"]):
             raise ValueError(
                 f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples"
             )
@@ -187,15 +189,17 @@ def family_for(name: str, support: Any) -> type[Gaussian] | type[LogNormal]:
 
 def _elementary(support: Any) -> Any:
     """Return the support of one element."""
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+    while hasattr(support, "base_constraint"):  # independent(...), and that of a mixture
         support = support.base_constraint
     return support
 
 
 def slab_widths(model: Callable[..., Any]) -> dict[str, Tensor]:
     """Return the slab of every weight under a regularised horseshoe."""
-    priors = {name: model.prior_of(name) for name in model.weights()} if isinstance(model, BayesianNet) else {}
-    return {name: prior.slab for name, prior in priors.items() if getattr(prior, "slab", None) is not None}
+    if not isinstance(model, BayesianNet):
+        return {}
+    slabs = {name: getattr(model.prior_of(name), "slab", None) for name in model.names}
+    return {name: slab for name, slab in slabs.items() if slab is not None}
 
 
 def _prior_trace(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:

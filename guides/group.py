@@ -50,7 +50,8 @@ class GroupNormalJeffreys(Factorized):
         sites = latent_sites(model)
         families = {name: family_for(name, site.support) for name, site in sites.items()}
         # z is real here, where a horseshoe has a positive one
-        stems = [name.removesuffix(".scale") for name in sites if name.endswith(".scale") and families[name] is Gaussian]
+        scales = [name for name in sites if name.endswith(".scale") and families[name] is Gaussian]
+        stems = [name.removesuffix(".scale") for name in scales]
         if not stems:
             raise ValueError(
                 f"GroupNormalJeffreys: the model has no real group scales, only {', '.join(sites)}; "

@@ -21,16 +21,16 @@ class PointEstimate(Factorized):
 
     Args:
         model: a ``BayesianNet``, or any Pyro program together with example arguments. Positive sites are not supported:
-            their maximum depends on how they are parameterized.
+            their maximum depends on how they are parameterized. Nor has an improper prior a maximum: the density of
+            the log-uniform one is infinite at zero.
+
+    Raises:
+        ValueError: a positive site; a program without example arguments.
     """
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(
-            {
-                name: PointMass(site.initial)
-                for name, site in real_sites("PointEstimate", model, *args, **kwargs).items()
-            }
-        )
+        sites = real_sites("PointEstimate", model, *args, **kwargs)
+        super().__init__({name: PointMass(site.initial) for name, site in sites.items()})
 
 
 class PointMass(nn.Module):

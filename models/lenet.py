@@ -93,7 +93,7 @@ def lenet_300_100(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet
         sizes: those of :class:`LeNet300100`.
     """
     chosen = priors.LogUniform() if prior is None else prior
-    by_layer = {"fc1.weight": chosen, "fc2.weight": chosen, "fc3.weight": chosen}
+    by_layer: dict[Any, Any] = {"fc1.weight": chosen, "fc2.weight": chosen, "fc3.weight": chosen}
     net = _small_weights(LeNet300100(**sizes))
     return BayesianNet(net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data)
 
@@ -108,7 +108,12 @@ def lenet_5(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
         sizes: those of :class:`LeNet5`.
     """
     chosen = priors.LogUniform() if prior is None else prior
-    by_layer = {"conv1.weight": chosen, "conv2.weight": chosen, "fc1.weight": chosen, "fc2.weight": chosen}
+    by_layer: dict[Any, Any] = {
+        "conv1.weight": chosen,
+        "conv2.weight": chosen,
+        "fc1.weight": chosen,
+        "fc2.weight": chosen,
+    }
     net = _small_weights(LeNet5(**sizes))
     return BayesianNet(net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data)
 

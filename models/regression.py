@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +31,8 @@ def linear_regression(
     def model(x: Tensor, y: Tensor | None = None) -> Tensor:
         weight = pyro.sample("weight", dist.Normal(x.new_zeros(inputs), prior_scale).to_event(1))
         bias = pyro.sample("bias", dist.Normal(x.new_zeros(()), prior_scale))
-        with pyro.plate("data", len(x) if y is None else num_data, subsample=range(len(x))):
+        batch: Any = range(len(x))  # the examples that were handed in stand for all num_data
+        with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
             mean = x @ weight + bias
             pyro.sample("y", dist.Normal(mean, noise), obs=y)
         return mean
@@ -60,7 +62,8 @@ def mlp_regression(
         w2 = pyro.sample("w2", dist.Normal(x.new_zeros(hidden), hidden**-0.5).to_event(1))
         b2 = pyro.sample("b2", dist.Normal(x.new_zeros(()), 1.0))
         sigma = pyro.sample("noise", dist.HalfNormal(x.new_ones(()))) if noise is None else noise
-        with pyro.plate("data", len(x) if y is None else num_data, subsample=range(len(x))):
+        batch: Any = range(len(x))  # the examples that were handed in stand for all num_data
+        with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
             mean = torch.tanh(x @ w1 + b1) @ w2 + b2
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)
         return mean

@@ -1,6 +1,7 @@
 """Affine layers of weights that have a distribution: what scaling does to it, and how their output is drawn.
 
-Nothing here knows of deferred samples; :mod:`pyro_bnn.reparameterization` brings these rules to the layers of a network.
+Nothing here knows of deferred samples; :mod:`pyro_bnn.reparameterization` brings these rules to the layers of a
+network.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from .data import Dataset
-    from .runs import Evaluation, Place, Settings
+    from .evaluation import Evaluation
+    from .runs import Place, Settings
 
 __all__ = ["app", "main"]
 
@@ -139,8 +140,8 @@ def fit(
     """Train a Bayesian network, evaluate it on test data, keep everything in a folder.
 
     As they stand the options train lenet-300-100 on mnist by the recipe with which Sparse Variational Dropout was
-    published: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then linearly down to 0, no KL term before
-    epoch 5, all of it from epoch 20.
+    published: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then linearly down to 0, no KL term
+    before epoch 5, all of it from epoch 20.
 
     \b
     Examples:
@@ -164,23 +165,19 @@ def fit(
     from . import runs
 
     if out is None:
-        raise typer.BadParameter("expected --out DIR, the folder of the run")
+        raise ValueError("fit: expected --out DIR, the folder of the run")
     asked = _spelt(ctx.params)
     there = resume and (out / "run.json").exists()
     if there:
         named = {key for key in asked if getattr(ctx.get_parameter_source(key), "name", "") == "COMMANDLINE"}
         settings, place = runs.resumed(out, asked, named)
     elif model is None:
-        raise typer.BadParameter(
-            f"{out}: there is no run to resume" if resume else "expected a MODEL; see pyro-bnn list"
-        )
+        raise ValueError(f"{out}: there is no run to resume" if resume else "fit: expected a MODEL; see pyro-bnn list")
     else:
         settings = runs.Settings(**{field.name: asked[field.name] for field in fields(runs.Settings)})
         place = runs.Place(**{field.name: asked[field.name] for field in fields(runs.Place)})
     evaluation, _ = _train(out, settings, place, claim=not there, download=download, draws=draws)
-    typer.echo(
-        f"{evaluation.table(evaluation)}\n\nwritten to {out}: run.json, posterior.json, metrics.json, loss_terms.png"
-    )
+    typer.echo(f"{evaluation}\n\nwritten to {out}: run.json, posterior.json, metrics.json, loss_terms.png")
     _leave_if_interrupted(out, evaluation)
 
 
@@ -190,7 +187,7 @@ def demo(
         Path | None, _option("Folder of the run; if left out runs/demo, or the next free runs/demo-2.")
     ] = None,
     seed: Seed = 0,
-    epochs: Epochs = 200,
+    epochs: Epochs = 150,
     threads: Threads = None,
 ) -> None:
     """See a network become sparse, in less than a minute and without any download.
@@ -220,7 +217,7 @@ def demo(
     place = runs.Place(threads=threads, checkpoint_every=max(epochs // 4, 1))
     typer.echo("LeNet-300-100 learns 1,437 digits of 8x8 pixels: log-uniform prior, Sparse Variational Dropout")
     evaluation, (result, data) = _train(out, settings, place, claim=True, callbacks=[watch])
-    typer.echo(f"\n{evaluation.table(evaluation)}\n")
+    typer.echo(f"\n{evaluation}\n")
     pictures = journey.draw(out, result.posterior, evaluation, data, watch)
     typer.echo(f"written to {out}: run.json, posterior.json, metrics.json, loss_terms.png, {', '.join(pictures)}")
     _leave_if_interrupted(out, evaluation)
@@ -246,6 +243,7 @@ def evaluate(
       pyro-bnn evaluate runs/sparse --ood notmnist
     """
     from . import cli_names as names
+    from . import evaluation as metrics
     from . import runs
     from .data import not_mnist
     from .posterior import Posterior
@@ -259,11 +257,11 @@ def evaluate(
     data = names.data_by_name()[settings.data][1](settings.split, folder, False)
     model, guide = names.build(settings, data)
     posterior = Posterior.load(run / "posterior", model, guide=guide)
-    evaluation = runs.evaluate(posterior, data, draws)
-    typer.echo(evaluation.table(evaluation))
+    evaluation = metrics.evaluate(posterior, data, draws)
+    typer.echo(str(evaluation))
     if ood is not None:
         letters = not_mnist(folder, like=data)[0]
-        found = runs.out_of_distribution(evaluation.prediction, posterior.predict(letters, draws))
+        found = metrics.out_of_distribution(evaluation.prediction, posterior.predict(letters, draws))
         for key in ("total", "epistemic"):
             means = f"{found[f'{key}_test']:.4f} on {data.name}, {found[f'{key}_ood']:.4f} on notMNIST"
             typer.echo(f"{key} uncertainty in nats: {means}; AUROC {found[f'{key}_auroc']:.4f}")
@@ -293,13 +291,16 @@ def _spelt(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options with the names of things as they are spelt in the lists."""
     from . import cli_names as names
 
-    lists = (names.models_by_name, names.priors_by_name, names.guides_by_name, names.data_by_name)
+    lists: dict[str, Callable[[], Iterable[str]]] = {
+        "model": names.models_by_name,
+        "prior": names.priors_by_name,
+        "guide": names.guides_by_name,
+        "data": names.data_by_name,
+    }
     spelt = dict(given)
-    for key, kind, listed in zip(
-        ("model", "prior", "guide", "data"), ("model", "prior", "guide", "data set"), lists, strict=True
-    ):
-        if given[key] is not None:
-            spelt[key] = names.known(kind, given[key], listed())
+    for kind, listed in lists.items():
+        if given[kind] is not None:
+            spelt[kind] = names.known("data set" if kind == "data" else kind, given[kind], listed())
     return spelt
 
 
@@ -328,8 +329,10 @@ def _train(
 def _leave_if_interrupted(out: Path, evaluation: Evaluation) -> None:
     training = evaluation.metrics["training"]
     if training["interrupted"]:
-        where = f"stopped after {training['epochs']} whole epochs"
-        typer.echo(f"pyro-bnn: {where}; go on with: pyro-bnn fit --out {out} --resume", err=True)
+        typer.echo(
+            f"pyro-bnn: stopped in epoch {training['epochs'] + 1}; go on with: pyro-bnn fit --out {out} --resume",
+            err=True,
+        )
         raise typer.Exit(130)
 
 

@@ -9,6 +9,7 @@ That is what lets the weights stay undrawn (:mod:`pyro_bnn.reparameterization`) 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,19 +35,21 @@ class Terms:
     """The parts of the negative ELBO, in nats for the whole data set.
 
     ``data``: minus the expected log-likelihood. ``kl``: the divergence of each latent site (auxiliary sites and factors
-        of the guide
-    count as terms of their own). ``score``: log q of the sites that have no reparameterized sampler, else zero.
+    of the guide count as terms of their own). ``score``: log q of the sites that have no reparameterized sampler, where
+    there are any.
     """
 
     data: Tensor
     kl: dict[str, Tensor]
-    score: Tensor
+    score: Tensor | None = None
 
     def loss(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """Return the negative ELBO with the KL terms weighted."""
         loss = self.data + kl_weight * _total(self.kl.values(), self.data)
-        # d E_q[f] = E_q[f d log q] where a site is not reparameterized; the added number is zero, its gradient is not
-        return loss + loss.detach() * (self.score - self.score.detach()) if self.score.requires_grad else loss
+        if self.score is None:
+            return loss
+        # d E_q[f] = E_q[df + f d log q] where a site is not reparameterized; what is added is zero, its gradient is not
+        return loss + loss.detach() * (self.score - self.score.detach())
 
 
 def _total(values: Any, like: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class ELBO(pyro.infer.ELBO):
                 "ELBO: expected a model and a guide, ELBO(model, guide), or neither of them, ELBO(); got one alone"
             )
         estimator = super().__new__(cls)
-        estimator.__init__(**options)
+        cls.__init__(estimator, **options)
         return estimator(model, guide)
 
     def __init__(self, kl_weight: float | Tensor = 1.0, num_particles: int = 1) -> None:
@@ -142,7 +145,7 @@ class ELBOModule(pyro.infer.elbo.ELBOModule):
 
     elbo: ELBO
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: ELBO) -> None:
+    def __init__(self, model: Any, guide: Any, elbo: ELBO) -> None:
         super().__init__(model, guide, elbo)
         self.statements = OwnParameters(model, guide)
 
@@ -184,6 +187,8 @@ class OwnParameters(nn.Module):
         self.found = nn.ParameterDict()
         self._programs = programs  # in a tuple: they are registered elsewhere
         self._known: dict[int, nn.Parameter] = {}
+        self._constraints: dict[str, Any] = {}
+        self._declared = False
 
     def answering(self) -> _Answering:
         """Return the context in which parameter statements are answered from here."""
@@ -193,13 +198,26 @@ class OwnParameters(nn.Module):
         """Return the value of one ``pyro.param`` statement."""
         key = _key(name)
         if isinstance(initial, nn.Parameter):
-            if not self._belongs(initial):
+            if self.found.get(key) is not initial and not self._belongs(initial):
                 self.found[key] = initial
             return initial
         if key not in self.unconstrained:
             value = (initial() if callable(initial) else initial).detach().clone()
             self.unconstrained[key] = nn.Parameter(transform_to(constraint).inv(value))
-        return transform_to(constraint)(self.unconstrained[key])
+            self._constraints[key] = constraint
+            self._declared = True
+        constraint = self._constraints.get(key, constraint)  # pyro.param("scale"), said again without its constraint
+        parameter = self.unconstrained[key]
+        value = transform_to(constraint)(parameter.view_as(parameter))
+        value.unconstrained = weakref.ref(parameter)  # as the values of Pyro's store have it
+        return value
+
+    def hand_over(self) -> None:
+        """Drop what a module took over: an autoguide that was built in this call keeps its parameters itself."""
+        if self._declared:
+            self._declared = False
+            for key in [key for key, parameter in self.unconstrained.items() if self._belongs(parameter)]:
+                del self.unconstrained[key]
 
     def _belongs(self, parameter: nn.Parameter) -> bool:
         """Return whether one of the programs is a module that owns the parameter."""
@@ -210,8 +228,7 @@ class OwnParameters(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Return the name as a key of a ParameterDict, which takes neither dots nor the names of its own methods
-    ("values")."""
+    """Return the name as a key of a ParameterDict: it takes neither dots nor the name of a method, "values" say."""
     key = name.replace(".", "/")
     return f"{key}_" if hasattr(nn.ParameterDict, key) or key in ("training", "_keys") else key
 
@@ -232,6 +249,7 @@ class _Answering(Messenger):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.scope.__exit__(*error)
+        self.owner.hand_over()
 
     def _pyro_param(self, msg: Any) -> None:
         name, *initial = msg["args"]
@@ -264,7 +282,7 @@ def _terms(model_trace: Any, guide_trace: Any) -> Terms:
         if not site["fn"].has_rsample:  # log q as it was drawn: neither scaled nor masked, whatever its KL term is
             score.append(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]).sum())
     data = torch.as_tensor(data)
-    return Terms(data, kl, _total(score, data))
+    return Terms(data, kl, _total(score, data) if score else None)
 
 
 def _log_prob(site: Any, value: Tensor | None = None) -> Tensor:
@@ -324,13 +342,16 @@ def _check_match(model_trace: Any, guide_trace: Any) -> None:
                 f"ELBO: the guide samples {name!r}, which the model observes. Was it built without the data? "
                 "Give the guide the arguments that the loss will get: MeanField(model, x, y)"
             )
+    check_model_guide_match(model_trace, guide_trace)
+    for name, site in sites.items():
+        if not site["is_observed"] or site["infer"].get("_deterministic"):
+            continue
         expected, received = site["fn"].shape(), site["value"].shape
         if _broadcast(expected, received) != expected:
             raise ValueError(
                 f"ELBO: the observations at site {name!r} have the shape {tuple(received)}, their distribution has "
                 f"{tuple(expected)}; a trailing axis of size one is the usual reason: y.squeeze(-1)"
             )
-    check_model_guide_match(model_trace, guide_trace)
 
 
 def _broadcast(*shapes: torch.Size) -> torch.Size | None:

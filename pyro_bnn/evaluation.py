@@ -14,7 +14,7 @@ from .data import Dataset
 from .posterior import Posterior
 from .prediction import Prediction
 
-__all__ = ["Evaluation", "evaluate", "out_of_distribution", "table"]
+__all__ = ["Evaluation", "evaluate", "out_of_distribution"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,21 @@ class Evaluation:
     prediction: Prediction
     pruned: compression.Pruned | None
 
+    def __str__(self) -> str:
+        rows = _rows(self.metrics)
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{name.ljust(width)}  {first:>8}  {second:>14}" for name, first, second in rows]
+        lines += ["", *_sentences(self.metrics["uncertainty"])]
+        return "\n".join([*lines, "", str(self.pruned)] if self.pruned else lines)
+
 
 @torch.no_grad()
 def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation:
-    """Return the metrics of one network, that at the posterior means after pruning, and of the average over posterior draws.
+    """Return the metrics of one network, that at the posterior means after pruning, and of the average over draws.
 
-    For classes: accuracy, error (fractions) and negative log-likelihood (nats per example). For regression: root mean squared error and
-    log-likelihood (nats per example) in the original units, and how many test points the 50% and 90% intervals hold.
+    For classes: accuracy, error (fractions) and negative log-likelihood (nats per example). For regression: root mean
+    squared error and log-likelihood (nats per example) in the original units, and the fraction of test points that the
+    50% and 90% intervals hold.
 
     Args:
         posterior: of a ``BayesianNet``.
@@ -79,7 +87,7 @@ def _regression(mean: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, floa
 
 
 def _uncertainty(prediction: Prediction, data: Dataset) -> dict[str, Any]:
-    """Return averages over the test data: entropies in nats for classes; standard deviations in original units for regression."""
+    """Return averages over the test data: entropies in nats for classes, else standard deviations in original units."""
     parts = {key: getattr(prediction, key) for key in ("total", "aleatoric", "epistemic")}
     if data.classes is None:
         deviations = {key: float(value.double().mean().sqrt()) * data.y_std for key, value in parts.items()}
@@ -98,10 +106,13 @@ def _coverage(prediction: Prediction, y: Tensor, level: float) -> float:
 
 
 def out_of_distribution(known: Prediction, unknown: Prediction) -> dict[str, float]:
-    """Return how well uncertainty tells test data from inputs of another kind: mean entropies in nats, and areas under the ROC curve."""
+    """Return how well uncertainty tells test data from inputs of another kind.
+
+    Mean entropies in nats, and areas under the ROC curve, for the total uncertainty and for its epistemic part.
+    """
     from sklearn.metrics import roc_auc_score
 
-    found = {}
+    found: dict[str, float] = {}
     for key in ("total", "epistemic"):
         values = [getattr(prediction, key).cpu() for prediction in (known, unknown)]
         strange = torch.cat([torch.zeros(len(values[0])), torch.ones(len(values[1]))])
@@ -110,42 +121,27 @@ def out_of_distribution(known: Prediction, unknown: Prediction) -> dict[str, flo
     return found
 
 
-def table(evaluation: Evaluation) -> str:
-    """Return the metrics as a text for people."""
-    metrics = evaluation.metrics
+def _rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return a row of names, and one each for the network at the means and for the draws."""
     head = f"{metrics['data']}, {metrics['test_examples']} test examples"
-    rows = [
-        (f"{metrics['network']} network, no sampling", metrics["mean_network"]),
-        (f"average of {metrics['draws']['number']} posterior draws", metrics["draws"]),
-    ]
-    u = metrics["uncertainty"]
+    named = {
+        f"{metrics['network']}, no sampling": metrics["mean_network"],
+        f"average of {metrics['draws']['number']} posterior draws": metrics["draws"],
+    }
     if "rmse" in metrics["draws"]:
-        columns, cells = (
-            ("RMSE", "log-likelihood"),
-            [(f"{row['rmse']:.4g}", f"{row['log_likelihood']:.3f}") for _, row in rows],
-        )
-        coverage = ", ".join(
-            f"{value:.1%} of the test points in the {level} interval" for level, value in u["coverage"].items()
-        )
-        lines = [
-            f"standard deviation: total {u['total']:.3g}, aleatoric {u['aleatoric']:.3g}, epistemic {u['epistemic']:.3g}",
-            coverage,
-        ]
-    else:
-        columns, cells = (
-            ("accuracy", "NLL in nats"),
-            [(f"{row['accuracy']:.2%}", f"{row['nll']:.4f}") for _, row in rows],
-        )
-        lines = [
-            f"uncertainty in nats: total {u['total']:.4f} = aleatoric {u['aleatoric']:.4f} + epistemic {u['epistemic']:.4f}"
-        ]
-        parts = [
-            f"{u[f'epistemic_{key}']:.4f} where the answer is {key}"
-            for key in ("right", "wrong")
-            if u[f"epistemic_{key}"] is not None
-        ]
-        lines.append(f"epistemic part: {', '.join(parts)}")
-    width = max(len(head), *(len(name) for name, _ in rows))
-    lined = [(head, columns), *((name, cell) for (name, _), cell in zip(rows, cells, strict=True))]
-    top = [f"{name.ljust(width)}  {first:>8}  {second:>14}" for name, (first, second) in lined]
-    return "\n".join([*top, "", *lines, *(["", str(evaluation.pruned)] if evaluation.pruned else [])])
+        rows = [(name, f"{row['rmse']:.4g}", f"{row['log_likelihood']:.3f}") for name, row in named.items()]
+        return [(head, "RMSE", "log-likelihood"), *rows]
+    rows = [(name, f"{row['accuracy']:.2%}", f"{row['nll']:.4f}") for name, row in named.items()]
+    return [(head, "accuracy", "NLL (nats)"), *rows]
+
+
+def _sentences(u: dict[str, Any]) -> list[str]:
+    """Return what there is to say of the uncertainty."""
+    if "coverage" in u:
+        held = ", ".join(f"the {level} intervals hold {held:.1%}" for level, held in u["coverage"].items())
+        parts = f"total {u['total']:.3g}, aleatoric {u['aleatoric']:.3g}, epistemic {u['epistemic']:.3g}"
+        return [f"predictive standard deviation: {parts}", f"of the test points {held}"]
+    parts = f"total {u['total']:.4f} = aleatoric {u['aleatoric']:.4f} + epistemic {u['epistemic']:.4f}"
+    by_outcome = [(outcome, u[f"epistemic_{outcome}"]) for outcome in ("right", "wrong")]
+    where = ", ".join(f"{mean:.4f} where the answer is {outcome}" for outcome, mean in by_outcome if mean is not None)
+    return [f"uncertainty in nats: {parts}", f"epistemic part: {where}"]

@@ -8,6 +8,7 @@ draws them in ``sites()``, once for the whole data set, and is then handed what 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -83,7 +84,9 @@ class Gaussian(nn.Module):
 
     def forward(self, outputs: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:
         """Return the normal distribution around the outputs, batch shape (batch,)."""
-        if noise is None:
-            noise = self.scale if hasattr(self, "scale") else self.log_scale.exp()
         mean = _drop_last(outputs)
-        return dist.Normal(mean, noise).to_event(mean.dim() - 1)
+        scale = self._own_scale() if noise is None else noise
+        return dist.Normal(mean, scale).to_event(mean.dim() - 1)
+
+    def _own_scale(self) -> Any:
+        return self.scale if hasattr(self, "scale") else self.log_scale.exp()

@@ -51,14 +51,14 @@ def minibatches(
         batches = LoaderBatches(data, seed, num_data)
     if num_data is not None and batches.num_data != num_data:
         raise ValueError(
-            f"fit: the data have {batches.num_data} examples but the model's num_data is {num_data}; if this is a part of the data "
-            f"(a training split), the model should say so: num_data={batches.num_data}"
+            f"fit: the data have {batches.num_data} examples but the model's num_data is {num_data}; "
+            f"if this is a part of the data (a training split), the model should say so: num_data={batches.num_data}"
         )
     return batches
 
 
 class TensorBatches:
-    """Batches of one size: epochs are permutations laid end to end, and what is left of one is carried into the next."""
+    """Batches of one size: epochs are permutations laid end to end; what is left of one is carried into the next."""
 
     def __init__(self, tensors: tuple[Tensor, ...], size: int | None, seed: int) -> None:
         if len(tensors) == 1:
@@ -71,7 +71,8 @@ class TensorBatches:
             raise ValueError(f"fit: expected a batch_size of at least 1, got {size}")
         if self.size > self.num_data:
             raise ValueError(
-                f"fit: batch_size={size} is larger than the data set of {self.num_data}; use batch_size={self.num_data} or None"
+                f"fit: batch_size={size} is larger than the data set of {self.num_data}; "
+                f"use batch_size={self.num_data} or None"
             )
         self.per_epoch = Fraction(self.num_data, self.size)
         self._permutation = (-1, torch.empty(0))
@@ -108,25 +109,29 @@ class TensorBatches:
 
 
 class LoaderBatches:
-    """The batches of a ``DataLoader``, whose random numbers (torch's) are a function of seed and epoch: a run can be resumed anywhere."""
+    """The batches of a ``DataLoader``, in an order that is a function of seed and epoch: a run can be resumed anywhere.
+
+    That holds for what draws its random numbers from torch, in this process.
+    """
 
     def __init__(self, loader: Any, seed: int, num_data: int | None) -> None:
         if len(loader) < 1:
             raise ValueError("fit: the loader has no batches")
         sized = hasattr(getattr(loader, "dataset", None), "__len__")
         self.loader, self.seed = loader, seed
-        self.num_data = len(loader.dataset) if sized else num_data
-        self.size = None
-        if self.num_data is None:
+        known = len(loader.dataset) if sized else num_data
+        if known is None:
             raise ValueError(
-                "fit: the loader's dataset has no length and the model has no num_data: one of them must say how many examples there are"
+                "fit: the loader's dataset has no length and the model has no num_data: "
+                "one of them must say how many examples there are"
             )
+        self.num_data, self.size = known, None
         self.per_epoch = Fraction(len(loader))
         owners = (loader, getattr(loader, "sampler", None))
         self._generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if g is not None}
 
     def stream(self, start: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-        """Yield batches from number ``start`` on; within the epoch of ``start`` the batches before it are read and left out."""
+        """Yield batches from number ``start`` on; those before it in its epoch are read and left out."""
         for epoch in itertools.count(start // len(self.loader)):
             for number, batch in enumerate(self._epoch(epoch), epoch * len(self.loader)):
                 if number >= start:
@@ -169,21 +174,17 @@ class LoaderBatches:
 
 
 def require_observable(name: str, distribution: Any, y: Tensor) -> None:
-    """Refuse data of another shape than the likelihood's, or outside its support: a label of 10 for ten classes, say.
+    """Refuse data outside the support of the likelihood: a label of 10 for ten classes, say.
 
     Raises:
         DataError: with the first offending value.
     """
-    expected, found = tuple(distribution.shape()[1:]), tuple(y.shape[1:])
-    if expected != found:  # they would be broadcast against each other, every example against all
-        raise DataError(
-            f"fit: at site {name!r} an example of y has the shape {found}, but the model predicts {expected}; reshape y"
-        )
     bad = (~distribution.support.check(y)).nonzero()
     if len(bad):
         index = tuple(bad[0].tolist())
         raise DataError(
-            f"fit: y{list(index)} = {y[index].tolist()} cannot be observed at site {name!r}: expected values in {distribution.support}"
+            f"fit: y{list(index)} = {y[index].tolist()} cannot be observed at site {name!r}: "
+            f"expected values in {distribution.support}"
         )
 
 

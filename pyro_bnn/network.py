@@ -1,4 +1,4 @@
-"""BayesianNet: the Pyro program of a Bayesian neural network, written for you from a network, a prior and a likelihood."""
+"""BayesianNet: the Pyro program of a Bayesian neural network, made from a network, a prior and a likelihood."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -36,22 +36,26 @@ class BayesianNet(PyroModule):
 
     .. math:: p(y, w \mid x) = p(w) \prod_{n=1}^{N} p(y_n \mid f_w(x_n))
 
-    The program samples the weights of ``net``, runs the net on them and observes ``y`` in a plate ``"data"`` of size ``num_data``. It is
-    called as ``model(x, y)`` with a minibatch (whose log-likelihood the plate scales by N/B), as ``model(x, y)`` with all the data and
-    ``subsample_size`` set (then the plate draws the minibatch), or as ``model(x)``, which also samples ``y``; it returns the outputs of
-    the network. The net is copied; what becomes a site stops being a parameter.
+    The program samples the weights of ``net``, runs the net on them and observes ``y`` in a plate ``"data"`` of size
+    ``num_data``. It is called as ``model(x, y)`` with a minibatch (whose log-likelihood the plate scales by N/B), as
+    ``model(x, y)`` with all the data and ``subsample_size`` set (then the plate draws the minibatch), or as
+    ``model(x)``, which also samples ``y``; it returns the outputs of the network. Net, priors and likelihood are
+    copied; what becomes a site stops being a parameter.
 
     Args:
         net: any :class:`torch.nn.Module`.
-        prior: one prior for all weights (parameters of two or more axes that are neither biases nor part of a normalisation layer), or
-            a mapping from a pattern for parameter names (``"fc1.*"``; ``"*"`` covers biases too) or a layer type to a prior or ``None``.
-            Of several keys that fit the first one counts. What no prior names stays a parameter, learned by maximum likelihood.
+        prior: one prior for all weights (parameters of two or more axes that are neither biases nor part of a
+            normalisation layer), or a mapping from a pattern for parameter names (``"fc1.*"``; ``"*"`` covers biases
+            too) or a layer type to a prior or ``None``. Of several keys that fit the first one counts. What no prior
+            names stays a parameter, learned by maximum likelihood.
         likelihood: turns the outputs into a distribution over ``y``: see :mod:`pyro_bnn.likelihoods`.
         num_data: N, the number of examples in the data set; the ELBO must not depend on the size of a batch.
         subsample_size: draw minibatches of this size in the plate when all N examples are given.
 
     Raises:
-        ValueError: a key of ``prior`` that fits no parameter; ``num_data`` below one; at the first call, a weight that the net never reads.
+        ValueError: a key of ``prior`` that fits no parameter, or priors for no weight at all; ``num_data`` or
+            ``subsample_size`` out of range; at the first call, a weight that the net never reads.
+        TypeError: a prior that is no function of a name, a shape and a group axis, such as a distribution.
 
     >>> from pyro_bnn import likelihoods, priors
     >>> model = BayesianNet(nn.Linear(3, 1), priors.Normal(1.0), likelihoods.Gaussian(0.1), num_data=100)
@@ -71,17 +75,22 @@ class BayesianNet(PyroModule):
     ) -> None:
         super().__init__()
         if num_data < 1:
-            raise ValueError(f"BayesianNet: expected num_data, the number of training examples, to be at least 1, got {num_data}")
+            raise ValueError(f"BayesianNet: num_data is the number of training examples, at least 1; got {num_data}")
+        if subsample_size is not None and not 1 <= subsample_size <= num_data:
+            raise ValueError(
+                f"BayesianNet: expected subsample_size in 1 ... {num_data} (num_data), got {subsample_size}"
+            )
         self.net = copy.deepcopy(net)
-        self.likelihood = likelihood
+        self.likelihood = copy.deepcopy(likelihood)
         self.num_data = num_data
         self.subsample_size = subsample_size
         self.sites: list[WeightSite] = []
         self.priors = nn.ModuleDict()  # a prior with buffers or parameters of its own moves and trains with the model
         self._plain_priors: dict[str, Prior] = {}
         self._reads_checked = False
+        self._order = [name for name, _ in net.named_parameters(remove_duplicate=False)]
         for name, aliases, chosen in _assign(self.net, prior):
-            key = name.replace(".", "/")
+            key = _key(name)
             if isinstance(chosen, nn.Module):
                 self.priors[key] = copy.deepcopy(chosen)
             else:
@@ -130,20 +139,33 @@ class BayesianNet(PyroModule):
         return [site.name for site in self.sites]
 
     def network_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network as a plain module, with these values for the uncertain weights, as parameters again."""
-        net = copy.deepcopy(self._modules["net"])
+        """Return the network as a plain module, with these values for the uncertain weights, as parameters again.
+
+        Raises:
+            ValueError: a weight that is missing or has another shape than the network's.
+        """
+        net = copy.deepcopy(self._network)
         for site in self.sites:
-            parameter = nn.Parameter(weights[site.name].detach().clone())
+            owner, attribute = _owner(net, site.name)
+            expected, value = tuple(getattr(owner, attribute).shape), weights.get(site.name)
+            if value is None or value.shape != expected:
+                received = "none" if value is None else f"one of shape {tuple(value.shape)}"
+                raise ValueError(f"network_with: expected a weight {site.name!r} of shape {expected}, got {received}")
+            parameter = nn.Parameter(value.detach().clone())
             for alias in site.aliases:
                 owner, attribute = _owner(net, alias)
                 delattr(owner, attribute)
                 owner.register_parameter(attribute, parameter)
+        for name in self._order:  # parameters in their old order, for optimizers and flat vectors
+            owner, attribute = _owner(net, name)
+            if attribute in owner._parameters:
+                owner._parameters[attribute] = owner._parameters.pop(attribute)
         return net
 
     def prior_of(self, name: str) -> Prior:
         """Return the prior of a weight."""
-        key = name.replace(".", "/")
-        priors = self._modules["priors"]
+        key = _key(name)
+        priors = cast(nn.ModuleDict, self._modules["priors"])
         return priors[key] if key in priors else self._plain_priors[key]
 
     def free_parameters(self) -> dict[str, nn.Parameter]:
@@ -158,8 +180,12 @@ class BayesianNet(PyroModule):
                 module.register_buffer(name, parameter.detach())
         return self
 
+    @property
+    def _network(self) -> nn.Module:
+        return cast(nn.Module, self._modules["net"])  # reading self.net would be a parameter statement
+
     def _draw(self, site: WeightSite) -> Tensor:
-        owner, attribute = _owner(self._modules["net"], site.name)
+        owner, attribute = _owner(self._network, site.name)
         return self.prior_of(site.name)(site.name, getattr(owner, attribute).shape, site.group_dim)
 
     def _unknowns(self) -> dict[str, Tensor]:
@@ -167,13 +193,13 @@ class BayesianNet(PyroModule):
 
     def _initial(self, site: WeightSite) -> Tensor:
         """Return where the site's unit starts: the network's own weight divided by the scales of the prior."""
-        owner, attribute = _owner(self._modules["net"], site.name)
+        owner, attribute = _owner(self._network, site.name)
         weight = getattr(owner, attribute)
         with poutine.block(), InitialValues(site.name, torch.ones_like(weight)):
             return weight / self._draw(site)
 
     def _run(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        # One name per place and tie_weights=False: else functional_call leaves a sampled tensor behind in a network with tied weights.
+        # One name per place and tie_weights=False: else functional_call leaves a sample behind where weights are tied.
         places = {alias: weights[site.name] for site in self.sites for alias in site.aliases}
         if self._reads_checked:
             return torch.func.functional_call(self.net, places, (x,), tie_weights=False)
@@ -189,17 +215,18 @@ class BayesianNet(PyroModule):
         return outputs
 
     def _plate(self, x: Tensor, y: Tensor | None) -> pyro.plate:
+        everything: Any = range(len(x))  # unlike subsample_size this permutes nothing
         if y is None:
-            return pyro.plate("data", len(x), subsample=range(len(x)))
+            return pyro.plate("data", len(x), subsample=everything)
         if self.subsample_size is not None and len(x) == self.num_data:
-            return pyro.plate("data", self.num_data, subsample_size=self.subsample_size, device=x.device)
-        return pyro.plate("data", self.num_data, subsample=range(len(x)))  # a range: no permutation of all N at every step
+            return pyro.plate("data", self.num_data, subsample_size=self.subsample_size, device=str(x.device))
+        return pyro.plate("data", self.num_data, subsample=everything)
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         if y is not None and len(x) != len(y):
             raise ValueError(f"BayesianNet: x and y must have the same length, got {len(x)} and {len(y)}")
         if y is not None and len(x) > self.num_data:
-            raise ValueError(f"BayesianNet: got {len(x)} examples, but num_data={self.num_data} says that there are no more than that")
+            raise ValueError(f"BayesianNet: got {len(x)} examples, but there are only num_data={self.num_data} in all")
 
 
 class InitialValues(Messenger):
@@ -232,13 +259,15 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") != "__get__":  # reading .shape or .device uses no number
+        result = func(*args, **kwargs)
+        # .T reads numbers, .shape does not
+        if getattr(func, "__name__", "") != "__get__" or isinstance(result, Tensor):
             self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        return func(*args, **kwargs)
+        return result
 
 
 def group_dim(layer: nn.Module, parameter: str) -> int | None:
-    """Return the axis of a weight that group priors act on: input unit of a dense layer, output channel of a convolution."""
+    """Return the axis that group priors act on: the input units of a dense layer, a convolution's output channels."""
     weight = getattr(layer, parameter)
     if weight.dim() < 2:
         return None
@@ -254,6 +283,12 @@ def _is_weight(layer: nn.Module, attribute: str) -> bool:
     return getattr(layer, attribute).dim() >= 2 and "bias" not in attribute and not isinstance(layer, _NORMALISATION)
 
 
+def _key(name: str) -> str:
+    """Return the name as a key of a ModuleDict, which takes neither dots nor the names of its own attributes."""
+    key = name.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) or key == "training" else key
+
+
 def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
     """Return the module that holds the parameter of this dotted name, and the name there."""
     path, _, attribute = name.rpartition(".")
@@ -261,7 +296,7 @@ def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _places(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return for every parameter its first name and all the distinct places where it stands (tied weights stand in several)."""
+    """Return for every parameter its first name and all the places where it stands; a tied weight stands in several."""
     names: dict[int, list[str]] = {}
     seen: set[tuple[int, str]] = set()
     for name, parameter in net.named_parameters(remove_duplicate=False):
@@ -277,24 +312,42 @@ def _assign(
 ) -> list[tuple[str, tuple[str, ...], Prior]]:
     """Return (name, places, prior) for every parameter that becomes uncertain."""
     places = _places(net)
-    if not isinstance(prior, Mapping):
-        chosen = [(name, at, prior) for name, at in places.items() if _is_weight(*_owner(net, name))]
-        if not chosen:
-            raise ValueError(f"BayesianNet: the network has no weights; its parameters are {', '.join(places) or 'none'}")
-        return chosen
-    for key in prior:
-        if not any(_fits(key, net, name) for name in places):
-            near = difflib.get_close_matches(str(key), places, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"BayesianNet: the prior for {key!r} names no parameter; there are {', '.join(places)}{hint}")
-    found = []
-    for name, at in places.items():
-        key = next((key for key in prior if _fits(key, net, name)), None)
-        if key is not None and prior[key] is not None:
-            found.append((name, at, prior[key]))
+    if isinstance(prior, Mapping):
+        chosen = {name: _first_fit(prior, net, at) for name, at in places.items()}
+        for key in prior:
+            if not any(_fits(key, net, name) for at in places.values() for name in at):
+                near = difflib.get_close_matches(str(key), places, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                there = ", ".join(places) or "none"
+                raise ValueError(f"BayesianNet: the prior for {key!r} fits no parameter; there are {there}{hint}")
+    else:
+        chosen = {name: prior if _is_weight(*_owner(net, name)) else None for name in places}
+    found = [(name, places[name], _checked(prior)) for name, prior in chosen.items() if prior is not None]
+    if not found:
+        there = ", ".join(places) or "none"
+        raise ValueError(f"BayesianNet: no weight is left to be uncertain; the network's parameters are {there}")
     return found
 
 
+def _first_fit(
+    prior: Mapping[str | type[nn.Module], Prior | None], net: nn.Module, names: tuple[str, ...]
+) -> Prior | None:
+    """Return the prior under the first key that fits one of the names of a parameter."""
+    return next((prior[key] for key in prior if any(_fits(key, net, name) for name in names)), None)
+
+
 def _fits(key: str | type[nn.Module], net: nn.Module, name: str) -> bool:
+    if isinstance(key, str):
+        return fnmatch.fnmatchcase(name, key)
     owner, attribute = _owner(net, name)
-    return fnmatch.fnmatchcase(name, key) if isinstance(key, str) else isinstance(owner, key) and _is_weight(owner, attribute)
+    return isinstance(owner, key) and _is_weight(owner, attribute)
+
+
+def _checked(prior: Any) -> Prior:
+    """Refuse what is often taken for a prior: a distribution (it is callable, and would be sampled), or a class."""
+    if isinstance(prior, torch.distributions.Distribution | type) or not callable(prior):
+        raise TypeError(
+            f"BayesianNet: expected a prior such as priors.Normal(1.0), got {prior!r}; "
+            "a distribution over one weight becomes a prior in priors.Elementwise(distribution)"
+        )
+    return prior

@@ -1,7 +1,7 @@
 """Pictures of runs and posteriors.
 
-Every function takes plain data and returns a :class:`matplotlib.figure.Figure`; nothing is shown, and no global state of matplotlib is
-touched, so a figure can be saved (``figure.savefig("loss.png")``) or be the last line of a notebook cell.
+Every function takes plain data and returns a :class:`matplotlib.figure.Figure`; nothing is shown, and no global state
+of matplotlib is touched, so a figure can be saved (``figure.savefig("loss.png")``) or end a notebook cell.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 def loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
     """Draw the two terms of the loss, and the weight of the second, over the epochs.
 
-    Above: the data term and the KL divergence in nats per training example, on a logarithmic axis where both are positive. Below: the
-    weight of the KL divergence.
+    Above: the data term and the KL divergence in nats per training example, on a logarithmic axis where both are
+    positive. Below: the weight of the KL divergence.
 
     Args:
-        history: that of :func:`~pyro_bnn.fit`: ``epoch``, ``data``, ``kl`` and ``kl_weight``, one number per epoch each.
+        history: that of :func:`~pyro_bnn.fit`; ``epoch``, ``data``, ``kl`` and ``kl_weight`` are used.
     """
     figure = _figure(7.0, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -53,7 +53,7 @@ def loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
         if len(epochs)
         else "no epoch is over yet"
     )
-    above.set_title(f"After {len(epochs)} epochs: {end}", loc="left")
+    _title(above, f"After {len(epochs)} epochs: {end}")
     for axes in (above, below):
         _open(axes)
     return figure
@@ -62,10 +62,11 @@ def loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
 def weight_matrices(
     before: Tensor, after: Tensor, labels: tuple[str, str] = ("before", "after"), name: str = "weights"
 ) -> Figure:
-    """Draw a weight matrix before and after pruning; where the weights of a unit form a square image, also those of the busiest units.
+    """Draw a weight matrix before and after pruning, and what the units that are left see.
 
-    Colours: blue below zero, orange above, without units; every matrix has its own range, to the 99.9th percentile of its absolute
-    values. After pruning each weight that is left is a dot, since single pixels of a large matrix would not be seen.
+    Blue below zero, red above; each matrix has its own range, up to the 90th percentile of its absolute values. In a
+    sparse matrix every weight that is left is a dot, since the pixels of a large one would not be seen. Where the
+    inputs form a square image, the weights of the busiest units are drawn as images.
 
     Args:
         before: (units, inputs).
@@ -81,16 +82,13 @@ def weight_matrices(
     kept = int(after.count_nonzero())
     for axes, matrix, label in zip(columns, (before, after), labels, strict=False):
         _matrix(axes, matrix)
-        axes.set_title(f"{label}\n{int(matrix.count_nonzero()):,} weights", loc="left")
+        _title(axes, f"{label}\n{int(matrix.count_nonzero()):,} weights")
         axes.set_xlabel("input")
     columns[0].set_ylabel("unit")
     if fields:
         _fields(columns[2], after, side, 16)
-    figure.suptitle(
-        f"{name}: {kept:,} of {after.numel():,} weights are left ({1 - kept / after.numel():.1%} are zero)",
-        x=0.01,
-        ha="left",
-    )
+    share = f"{1 - kept / after.numel():.1%} are zero"
+    figure.suptitle(f"{name}: {kept:,} of {after.numel():,} weights are left, {share}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -99,8 +97,8 @@ def accuracy_against_draws(
 ) -> Figure:
     """Draw accuracy and negative log-likelihood of the average over the first K posterior draws, for K = 1, 2, ...
 
-    Left: the accuracy in per cent. Right: the negative log-likelihood in nats per example. Dashed: the pruned network, one pass without
-    sampling.
+    Left: the accuracy in per cent. Right: the negative log-likelihood in nats per example. Dashed: the pruned network,
+    one pass without sampling.
 
     Args:
         posterior: of a model of classes.
@@ -117,31 +115,31 @@ def accuracy_against_draws(
     nll = -average.gather(-1, y.expand(len(probs), -1)[..., None]).squeeze(-1).log().mean(1)
     figure = _figure(8.0, 3.4)
     pair = figure.subplots(1, 2)
-    single = (None, None)
+    single: tuple[float, float] | None = None
     if pruned is not None:
         with torch.no_grad():
             log_probs = pruned.module(x).log_softmax(-1)
-        single = (
-            100 * float((log_probs.argmax(-1) == y).double().mean()),
-            -float(log_probs.gather(-1, y[:, None]).mean()),
-        )
-    for axes, values, one, label in zip(
-        pair, (accuracy, nll), single, ("accuracy (%)", "NLL (nats per example)"), strict=True
-    ):
+        right = (log_probs.argmax(-1) == y).double().mean()
+        single = (100 * float(right), -float(log_probs.gather(-1, y[:, None]).mean()))
+    labels = ("accuracy (%)", "NLL (nats per example)")
+    for side, (axes, values, label) in enumerate(zip(pair, (accuracy, nll), labels, strict=True)):
         axes.plot(counts, values, color=_BLUE, label="average of K posterior draws")
-        if one is not None:
-            axes.axhline(one, color=_ORANGE, linestyle="--", label="pruned mean network, one pass")
+        if single is not None:
+            axes.axhline(single[side], color=_ORANGE, linestyle="--", label="pruned mean network, one pass")
         axes.set_xlabel("posterior draws K")
         axes.set_ylabel(label)
         _open(axes)
-    pair[0].legend(frameon=False, loc="lower right")
-    pair[0].set_title(f"{accuracy[-1]:.1f}% with {len(probs)} draws, {accuracy[0]:.1f}% with one", loc="left")
-    pair[1].set_title(f"{nll[-1]:.3f} nats with {len(probs)} draws, {nll[0]:.3f} with one", loc="left")
+    pair[0].margins(y=0.25)
+    pair[0].legend(frameon=False, loc="lower right", fontsize=9)
+    _title(pair[0], f"One draw is right on {accuracy[0]:.1f}%, {len(probs)} draws on {accuracy[-1]:.1f}%")
+    _title(pair[1], f"One draw costs {nll[0]:.3f} nats, {len(probs)} draws {nll[-1]:.3f}")
     return figure
 
 
 def certain_digits(prediction: Prediction, x: Tensor, y: Tensor, columns: int = 8) -> Figure:
-    """Draw the images that the network is most and least certain of, with predicted and true label and the entropy in nats.
+    """Draw the images that the network is most and least certain of.
+
+    Above each the predicted label, and the true one where that is another; below it the predictive entropy in nats.
 
     Args:
         prediction: of ``x``.
@@ -150,14 +148,13 @@ def certain_digits(prediction: Prediction, x: Tensor, y: Tensor, columns: int = 
         columns: how many of each.
     """
     columns = min(columns, len(x))
-    figure = _figure(1.15 * columns, 4.5)
-    rows = figure.subfigures(2, 1)
+    figure = _figure(1.1 * columns, 3.9)
+    rows: Any = figure.subfigures(2, 1)
     order = prediction.total.argsort(stable=True)
     right = prediction.mean.argmax(-1) == y
     for row, index, what in zip(rows, (order[:columns], order.flip(0)[:columns]), ("most", "least"), strict=True):
-        row.suptitle(
-            f"The {columns} digits it is {what} certain of: {int(right[index].sum())} are right", x=0.02, ha="left"
-        )
+        found = f"{int(right[index].sum())} of them are right"
+        row.suptitle(f"The {columns} digits it is {what} certain of: {found}", x=0.01, ha="left", fontsize=11)
         for axes, i in zip(row.subplots(1, columns, squeeze=False)[0], index.tolist(), strict=True):
             _digit(axes, x[i], int(prediction.mean[i].argmax()), int(y[i]), float(prediction.total[i]))
     return figure
@@ -233,27 +230,32 @@ def summary(
         total: the number of weights before pruning.
         accuracy: of the pruned network, a fraction.
     """
-    figure = _figure(9.0, 2.75)
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 0.8, 1.25))
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure = _figure(9.0, 2.8)
+    strip: Any = figure.subfigures(1, 3, width_ratios=(1.15, 0.85, 1.2))
+    left, middle, right = strip
+    kept = sizes[-1][1] if sizes else total
     axes = left.subplots()
-    axes.plot([epoch for epoch, _ in sizes], [kept for _, kept in sizes], color=_BLUE, marker=".")
-    axes.axhline(total, color=_GREY, linestyle="--", linewidth=1)
+    axes.plot(
+        [0, *(epoch for epoch, _ in sizes)], [total, *(left_over for _, left_over in sizes)], color=_BLUE, marker="."
+    )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("epoch")
     axes.set_ylabel("weights left")
-    kept = sizes[-1][1] if sizes else total
-    axes.set_title(f"{total:,} weights become {kept:,.0f},\n{accuracy:.1%} of the test digits right", loc="left")
     _open(axes)
+    _title(axes, f"{total:,} weights become {kept:,.0f},\n{accuracy:.1%} of test digits are right")
     side = math.isqrt(after.shape[1])
-    _fields(middle.subplots(), after.detach().cpu(), side, 12, "the busiest units of\nlayer 1, and what they see")
+    _fields(middle.subplots(), after.detach().cpu(), side, 12, "what the busiest units\nof the first layer see")
     order = prediction.total.argsort(stable=True).flip(0)[:8].tolist()
-    right.suptitle("the digits it is least certain of", fontsize=9, x=0.04, ha="left")
+    right.suptitle("the digits it is least certain of,\nand the entropy of its answer", fontsize=10, x=0.03, ha="left")
     for small, i in zip(right.subplots(2, 4).flat, order, strict=False):
         _digit(small, x[i], int(prediction.mean[i].argmax()), int(y[i]), float(prediction.total[i]), short=True)
     return figure
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------------------------------
+# --- pieces -----------------------------------------------------------------------------------------------------------
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -265,32 +267,36 @@ def _figure(width: float, height: float) -> Figure:
 
 def _open(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(9.5)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=10)
 
 
 def _limit(matrix: Tensor) -> float:
-    values = matrix.abs()[matrix != 0]
-    return float(values.quantile(0.999)) if 0 < len(values) < 10_000_000 else 1.0
+    """Return where the colours end; a few large weights must not make all others pale."""
+    values = matrix.abs()[matrix != 0][:10_000_000]
+    return float(values.quantile(0.9)) if len(values) else 1.0
 
 
 def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("signed", [_BLUE, "white", _RED])
+    return LinearSegmentedColormap.from_list("signed", [_BLUE, "white", _RED]).with_extremes(bad="#D8D8D8")
 
 
 def _matrix(axes: Axes, matrix: Tensor) -> None:
     """Draw a matrix: as an image if it is dense, as one dot for each weight that is not zero if it is sparse."""
     limit, (rows, columns) = _limit(matrix), matrix.shape
     if float((matrix != 0).double().mean()) > 0.2:
-        axes.imshow(matrix, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
+        axes.imshow(matrix.numpy(), cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
     else:
         at = matrix.nonzero()
         signs = [_RED if value > 0 else _BLUE for value in matrix[at[:, 0], at[:, 1]].tolist()]
         size = min(9.0, max(0.5, 3000 / max(len(at), 1)))
         axes.scatter(at[:, 1], at[:, 0], s=size, c=signs, linewidths=0)
-        axes.set_xlim(-0.5, columns - 0.5)
-        axes.set_ylim(rows - 0.5, -0.5)
+        axes.set_xlim(-0.02 * columns, 1.02 * columns - 1)
+        axes.set_ylim(1.02 * rows - 1, -0.02 * rows)
 
 
 def _fields(axes: Axes, matrix: Tensor, side: int, number: int, title: str | None = None) -> None:
@@ -304,18 +310,17 @@ def _fields(axes: Axes, matrix: Tensor, side: int, number: int, title: str | Non
         top, left = place // columns * (side + 1) + 1, place % columns * (side + 1) + 1
         sheet[top : top + side, left : left + side] = matrix[unit].reshape(side, side)
     limit = _limit(matrix)
-    colours = _colours()
-    colours.set_bad("#D8D8D8")
-    axes.imshow(sheet, cmap=colours, vmin=-limit, vmax=limit, interpolation="none")
+    axes.imshow(sheet.numpy(), cmap=_colours(), vmin=-limit, vmax=limit, interpolation="none")
     axes.set_axis_off()
-    left_over = f"{int((counts > 0).sum())} of {len(matrix)} units still see something;\nthe busiest, as images of {side}x{side} inputs"
-    axes.set_title(title or left_over, loc="left", fontsize=9 if title else None)
+    axes.set_anchor("N")
+    seeing = f"{int((counts > 0).sum())} of {len(matrix)} units still see something;"
+    _title(axes, title or f"{seeing}\nthe busiest, as images of {side}x{side} inputs")
 
 
 def _digit(axes: Axes, image: Tensor, predicted: int, true: int, entropy: float, short: bool = False) -> None:
     """Draw an image with what it was taken for; in red, with the truth, where that is wrong."""
     side = math.isqrt(image.numel())
-    axes.imshow(image.detach().reshape(side, side).cpu(), cmap="gray_r", interpolation="none")
+    axes.imshow(image.detach().reshape(side, side).cpu().numpy(), cmap="gray_r", interpolation="none")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -324,5 +329,5 @@ def _digit(axes: Axes, image: Tensor, predicted: int, true: int, entropy: float,
     answer = f"{predicted}, is {true}" if wrong else f"{predicted}"
     axes.set_title(answer, fontsize=8.5 if short else 10, color=_RED if wrong else "black", pad=3)
     axes.set_xlabel(
-        f"{entropy:.2f} nats" if entropy >= 0.01 else f"{entropy:.0e} nats", fontsize=7.5 if short else 8.5, labelpad=2
+        f"{entropy:.2f} nats" if entropy >= 0.1 else f"{entropy:.3f} nats", fontsize=7.5 if short else 8.5, labelpad=2
     )

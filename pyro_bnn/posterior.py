@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -23,14 +25,14 @@ from .prediction import Prediction, components_of, summarize
 from .randomness import own_randomness
 from .reparameterization import Reparameterized
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "copies"]
 
 
 class Posterior:
     """A distribution over the weights of a model: a trained guide, or draws from a sampler, behind one interface.
 
-    It owns copies of the model, with every parameter that was learned, and of the guide: training on changes no earlier posterior. What
-    is random here takes a seed and leaves the global random state alone.
+    It owns copies of the model, with every parameter that was learned, and of the guide: training on changes no
+    earlier posterior. What is random here takes a seed and leaves the global random state alone.
 
     Attributes:
         model: the model, in evaluation mode.
@@ -62,7 +64,7 @@ class Posterior:
             guide: a module or a function.
             example: arguments to call a guide with that needs some.
         """
-        model, guide = copy.deepcopy((model, guide.guide if isinstance(guide, Reparameterized) else guide))
+        model, guide = copies(model, guide.guide if isinstance(guide, Reparameterized) else guide)
         posterior = cls(model, guide, example=copy.deepcopy(example))
         if not isinstance(guide, nn.Module):
             posterior._adopt_from_store()
@@ -94,7 +96,7 @@ class Posterior:
         guide = loss.guide.guide if isinstance(loss.guide, Reparameterized) else loss.guide
         return cls(loss.model, guide, statements=loss.statements, example=tuple(part.to(device) for part in example))
 
-    # --- draws ---------------------------------------------------------------------------------------------------------------------------
+    # --- draws --------------------------------------------------------------------------------------------------------
 
     @property
     def draws(self) -> dict[str, Tensor]:
@@ -148,7 +150,7 @@ class Posterior:
             return dict(sites)
 
         def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return poutine.condition(self.model.weights, data=values)()
+            return poutine.condition(self.model.weights, data=dict(values))()
 
         try:
             return torch.vmap(one)(dict(sites))
@@ -178,18 +180,22 @@ class Posterior:
         with own_randomness(self._device, seed), torch.no_grad(), self._statements.answering():
             yield
 
-    # --- moments -------------------------------------------------------------------------------------------------------------------------
+    # --- moments ------------------------------------------------------------------------------------------------------
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return mean and variance of every weight: in closed form where the guide knows them, else over draws."""
         if hasattr(self.guide, "moments"):
-            return self.guide.moments()
+            return {
+                name: (mean.detach().clone(), variance.detach())
+                for name, (mean, variance) in self.guide.moments().items()
+            }
         num = 200 if self._draws is None else next(iter(self._draws.values())).shape[:2].numel()
         weights = {name: value for name, value in self.sample(num).items() if value.is_floating_point()}
         return {name: (value.mean(0), value.var(0, correction=min(1, num - 1))) for name, value in weights.items()}
 
     def mean_network(self) -> nn.Module:
-        """Return the network with every weight at its posterior mean: a plain module, as it was before it became Bayesian.
+        """Return the network with every weight at its posterior mean: a plain module, as it was before it became
+        Bayesian.
 
         Raises:
             TypeError: the model is a hand-written program and has no network.
@@ -201,7 +207,8 @@ class Posterior:
         return self.model.network_with({name: mean for name, (mean, _) in self.moments().items()})
 
     def as_prior(self) -> dict[str, priors.Normal]:
-        """Return this posterior as a prior for the next task: a Gaussian of the same mean and variance for every weight.
+        """Return this posterior as a prior for the next task: a Gaussian of the same mean and variance for every
+        weight.
 
         Exact for a factorised Gaussian posterior; of scale mixtures and draws it keeps the two moments.
 
@@ -218,7 +225,7 @@ class Posterior:
                 raise ValueError(f"as_prior: the posterior of {name!r} has no variance, so it cannot be a prior")
         return {name: priors.Normal(variance.sqrt(), mean) for name, (mean, variance) in found.items()}
 
-    # --- predictions ---------------------------------------------------------------------------------------------------------------------
+    # --- predictions --------------------------------------------------------------------------------------------------
 
     def predict(self, x: Tensor, draws: int = 50, seed: int = 0) -> Prediction:
         r"""Return the predictive distribution, the average of the distributions that the drawn networks predict.
@@ -277,10 +284,11 @@ class Posterior:
         except RuntimeError:  # an operation that cannot be vectorised: network by network
             return _stack(map(one, _each(sites)))
 
-    # --- disk ----------------------------------------------------------------------------------------------------------------------------
+    # --- disk ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and facts, ``path.json`` and a safetensors file beside it; the program itself stays with the caller.
+        """Write weights and facts, ``path.json`` and a safetensors file beside it; the program itself stays with the
+        caller.
 
         Raises:
             CheckpointError: the disk is full or cannot be written.
@@ -313,7 +321,7 @@ class Posterior:
             tensors[f"example.{index}"] for index in range(sum(name.startswith("example.") for name in tensors))
         )
         draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
-        model, guide = copy.deepcopy((model, guide))
+        model, guide = copies(model, guide)
         posterior = cls(model, guide if facts["kind"] == "guide" else None, draws or None, example=example)
         if posterior.guide is not None:
             with posterior._quietly(0):  # functions declare their parameters, stock autoguides are built
@@ -344,6 +352,22 @@ class Posterior:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
+
+
+def copies(*programs: Any) -> Any:
+    """Return deep copies of programs that belong together.
+
+    Pyro's autoguides need help: they forget their model when they are copied, and so do the originals.
+    """
+    modules = itertools.chain.from_iterable(part.modules() for part in programs if isinstance(part, nn.Module))
+    autoguides = [(guide, guide._model) for guide in modules if isinstance(guide, AutoGuide)]
+    # the prototype is only looked at, and may hold tensors that cannot be copied
+    memo = {id(guide.prototype_trace): guide.prototype_trace for guide, _ in autoguides if guide.prototype_trace}
+    copied = copy.deepcopy(programs, memo)
+    for guide, reference in autoguides:
+        guide._model = reference
+        memo[id(guide)]._model = copy.deepcopy(reference, memo)
+    return copied
 
 
 def _each(sites: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -389,6 +413,7 @@ class _Predict(Messenger):
         """Return the distribution of the data."""
         if not self.found:
             raise ValueError(
-                "predict: the model has no unobserved data site; it is called as model(x) and must sample y when y is None"
+                "predict: the model has no unobserved data site; "
+                "it is called as model(x) and must sample y when y is None"
             )
         return list(self.found.values())[-1]

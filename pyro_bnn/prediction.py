@@ -8,7 +8,8 @@ For classes, entropies in nats:
         = \underbrace{\mathbb{E}_w\, \mathbb{H}[p(y \mid x, w)]}_{\text{aleatoric}}
         + \underbrace{\mathbb{I}[y; w \mid x]}_{\text{epistemic}} ,
 
-for real numbers, variances: :math:`\mathrm{Var}\,y = \mathbb{E}_w \mathrm{Var}[y \mid w] + \mathrm{Var}_w\, \mathbb{E}[y \mid w]`.
+for real numbers, variances: :math:`\mathrm{Var}\,y = \mathbb{E}_w \mathrm{Var}[y \mid w] + \mathrm{Var}_w\,
+\mathbb{E}[y \mid w]`.
 
 Source: Depeweg et al. (2018), section 3, https://arxiv.org/abs/1710.07283.
 """
@@ -47,10 +48,12 @@ class Prediction:
     kind: str
 
     def __repr__(self) -> str:
-        return f"Prediction({self.kind}, mean {tuple(self.mean.shape)}, epistemic {float(self.epistemic.mean()):.3g} on average)"
+        epistemic = f"{float(self.epistemic.mean()):.3g}"
+        return f"Prediction({self.kind}, mean {tuple(self.mean.shape)}, epistemic {epistemic} on average)"
 
     def log_prob(self, y: Tensor) -> Tensor:
-        r"""Return :math:`\log p(y_n \mid x_n, \mathcal{D})` for each example, (n,), in nats: the logarithm of the average.
+        r"""Return :math:`\log p(y_n \mid x_n, \mathcal{D})` for each example, (n,), in nats: the logarithm of the
+        average.
 
         Args:
             y: the data as the likelihood has them, (n,), or (n, d) where an example has d numbers: then their joint
@@ -153,8 +156,8 @@ def _interpolate(cdf: Tensor, values: Tensor, level: float) -> Tensor:
 def components_of(distribution: Any) -> dict[str, Tensor]:
     """Return what is needed of one predictive distribution.
 
-    ``probs`` and ``log_probs`` of classes, ``prob`` and ``logit`` of a one, ``mean`` and ``stddev`` of a Gaussian; of any
-    other distribution ``mean`` and ``spread``, its standard deviation.
+    ``probs`` and ``log_probs`` of classes, ``prob`` and ``logit`` of a one, ``mean`` and ``stddev`` of a Gaussian; of
+    any other distribution ``mean`` and ``spread``, its standard deviation.
     """
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
@@ -187,7 +190,8 @@ def summarize(components: Callable[[], Iterator[dict[str, Tensor]]]) -> Predicti
         mean, aleatoric = means["probability"], means["entropy"]
         total = _entropy(mean) if kind == "classes" else _entropy(torch.stack([mean, 1 - mean], -1))
         epistemic = (total - aleatoric).clamp_min(0)
-    return Prediction(*(value.to(dtype) for value in (mean, total, aleatoric, epistemic)), components, kind)
+    mean, total, aleatoric, epistemic = (value.to(dtype) for value in (mean, total, aleatoric, epistemic))
+    return Prediction(mean, total, aleatoric, epistemic, components, kind)
 
 
 def _statistics(part: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -199,7 +203,7 @@ def _statistics(part: dict[str, Tensor]) -> dict[str, Tensor]:
     if "logit" in part:
         prob = part["logit"].sigmoid()
         return {"probability": prob.sum(0), "entropy": _entropy(torch.stack([prob, 1 - prob], -1)).sum(0)}
-    mean, spread = part.values()
+    mean, spread = part["mean"], part["stddev" if "stddev" in part else "spread"]
     return {"mean": mean.sum(0), "square": mean.square().sum(0), "variance": spread.square().sum(0)}
 
 

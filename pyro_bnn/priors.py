@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -78,15 +79,9 @@ class Elementwise(nn.Module):
             raise TypeError(
                 f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}"
             )
-        if not isinstance(
-            distribution, dist.torch_distribution.TorchDistributionMixin
-        ):  # plain torch: take Pyro's class of that name
-            distribution = getattr(dist, type(distribution).__name__)(**_parameters(distribution))
-        self.distribution = distribution
-        for key, value in _parameters(
-            distribution
-        ).items():  # as buffers they follow the network to its device and dtype
-            self.register_buffer(key, torch.as_tensor(value))
+        self.distribution = _as_pyro(distribution)
+        for key, value in _parameters(self.distribution).items():
+            self.register_buffer(key, torch.as_tensor(value))  # they follow the network to its device and dtype
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""
@@ -97,11 +92,27 @@ class Elementwise(nn.Module):
         return _sample(name, type(self.distribution)(**buffers, validate_args=False), shape)
 
 
+def _as_pyro(distribution: torch.distributions.Distribution) -> dist.TorchDistribution:
+    """Return Pyro's distribution of the same name and parameters for a plain one of torch."""
+    if isinstance(distribution, dist.torch_distribution.TorchDistributionMixin):
+        return distribution
+    kind = getattr(dist, type(distribution).__name__, None)
+    parameters = _parameters(distribution)
+    if kind is None or not parameters:
+        raise TypeError(
+            f"Elementwise: expected a distribution of Pyro, or one of torch that its parameters describe, got "
+            f"{distribution}; take the class of that name from pyro.distributions"
+        )
+    return kind(**parameters)
+
+
 def _parameters(distribution: torch.distributions.Distribution) -> dict[str, Tensor]:
     """Return the constructor's arguments; of two parameterisations (probs and logits) the one that was given."""
     kind, own = type(distribution), distribution.__dict__
     given = [
-        key for key in kind.arg_constraints if key in own or type(inspect.getattr_static(kind, key, None)) is property
+        key
+        for key in distribution.arg_constraints
+        if key in own or type(inspect.getattr_static(kind, key, None)) is property
     ]
     return {key: getattr(distribution, key) for key in given}
 
@@ -240,7 +251,7 @@ class Horseshoe(nn.Module):
             for factor in (*z, *s):
                 weight = weight * factor
             return pyro.deterministic(name, weight)
-        scale = regularised(math.prod(z) * math.prod(s), self.slab)
+        scale = regularised(math.prod((*z[1:], *s), start=z[0]), self.slab)
         return pyro.deterministic(name, _standard_normal(name, shape, scale) * scale)
 
     def _half_cauchy(self, name: str, scale: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -263,7 +274,8 @@ def regularised(scale: Tensor, slab: Tensor) -> Tensor:
 def _sample_from(name: str, distribution: dist.TorchDistribution, shape: Sequence[int], initial: Tensor) -> Tensor:
     """Sample a tensor of independent elements and tell guides where to start."""
     fn = distribution.expand(torch.Size(shape)).to_event(len(shape))
-    return pyro.sample(name, fn, infer={"initial": initial.expand(torch.Size(shape))})
+    hint: Any = {"initial": initial.expand(torch.Size(shape))}
+    return pyro.sample(name, fn, infer=hint)
 
 
 def _standard_normal(name: str, shape: torch.Size, like: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ def local_reparameterization(
     between positions are dropped. For training only: prediction draws real weights, one network for the whole batch.
 
     Args:
-        guide: a guide of any kind. Sites of other distributions than Normal and ``BernoulliDropout``, of a single
-            number, or inside a plate are left alone.
+        guide: a guide of any kind. Left alone are sites of other distributions than Normal and ``BernoulliDropout``
+            (with groups), sites of a single number, and those inside a plate.
         hide: names of sites to be sampled as usual.
         per_example_scales: draw the group scales of a scale mixture afresh for each example, as in Bayesian
             compression: those per input unit on the inputs of a layer, those per output channel on its outputs. A
@@ -128,11 +128,12 @@ class _Defer(Messenger):
         # inside a plate it is local to the data, and no weight
         if not latent or msg["name"] in self.hide or msg["cond_indep_stack"]:
             return
-        distribution = msg["fn"]
+        distribution: Any = msg["fn"]
         while isinstance(distribution, Independent):
             distribution = distribution.base_dist
-        gates = (LogNormal,) if self.per_example_scales else ()
-        if isinstance(distribution, (Normal, BernoulliDropout, *gates)) and distribution.shape().numel() > 1:
+        gate = self.per_example_scales and isinstance(distribution, LogNormal)
+        masks = isinstance(distribution, BernoulliDropout) and distribution.group_dim is not None
+        if (isinstance(distribution, Normal) or masks or gate) and distribution.shape().numel() > 1:
             msg["value"] = DeferredSample.of(Root(msg["name"], distribution, self))
             msg["done"] = True
 
@@ -212,7 +213,7 @@ class DeferredSample(Tensor):
         """Return the shared draw, gates included."""
         return math.prod((gate.materialize() for gate in self.gates), start=self.read())
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return f"DeferredSample({self.root.name!r}, {type(self.distribution).__name__}, shape={tuple(self.shape)})"
 
     @classmethod
@@ -300,10 +301,10 @@ def _sqrt(input: DeferredSample, **options: Any) -> Any:
 
 
 def apply(op: Affine, x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """Draw the output of a layer whose weight is deferred (or whose bias or input alone is: then that is drawn)."""
-    x = _read(x, "the next layer")
-    if not isinstance(weight, DeferredSample):
-        return op(x, weight, _read(bias, "a layer whose weight is not deferred"))
+    """Draw the output of a layer whose weight is deferred (if only its bias is, or its input too, they are read)."""
+    if isinstance(x, DeferredSample) or not isinstance(weight, DeferredSample):  # rows of x are examples, not weights
+        by = "a layer whose weight alone is not deferred"
+        return op(_read(x, by), _read(weight, by), _read(bias, by))
     weight.root.claim()
     rule = weight.root.handler.rule
     if rule is draw_output and isinstance(weight.distribution, Normal) and (op.channel < -1 or x.dim() > 2):
@@ -323,7 +324,9 @@ def apply(op: Affine, x: Any, weight: Any, bias: Any = None) -> Tensor:
 
 def _sort_gates(op: Affine, weight: DeferredSample) -> tuple[Any, list[Any], list[Any]]:
     """Return the weight's distribution, and those of the scales of its inputs and of its outputs."""
-    distribution, before, after = weight.distribution, [], []
+    distribution: Any = weight.distribution
+    before: list[Any] = []
+    after: list[Any] = []
     for gate in weight.gates:
         axis = _gate_axis(gate)
         if axis in (op.weight_in, op.weight_out):
@@ -343,11 +346,11 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
 
 def _matmul(input: Any, other: Any, **options: Any) -> Any:
     """x @ w is a linear layer of the transposed weight; w @ x for a vector x likewise."""
-    if options:
+    if options or (isinstance(input, DeferredSample) and isinstance(other, DeferredSample)):
         return NotImplemented
     if isinstance(other, DeferredSample) and other.dim() == 1:
         return apply(Affine(_dot, weight_in=0, weight_out=None), input, other)
-    if isinstance(other, DeferredSample) and other.dim() == 2 and not isinstance(input, DeferredSample):
+    if isinstance(other, DeferredSample) and other.dim() == 2:
         flipped = _transpose(other)
         return NotImplemented if flipped is NotImplemented else _linear(input, flipped)
     if isinstance(input, DeferredSample) and input.dim() == 2 and other.dim() == 1:
@@ -387,7 +390,7 @@ _RULES: dict[Callable, Callable] = {
     Tensor.__rmatmul__: lambda other, input: _matmul(input, other),
     **dict.fromkeys(_PRODUCTS, _multiply),
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide), _divide),
-    **dict.fromkeys((torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__), _transpose),
+    **dict.fromkeys((torch.t, Tensor.t, *(getattr(Tensor, name).__get__ for name in ("T", "mT"))), _transpose),
     **dict.fromkeys((torch.transpose, Tensor.transpose), _transpose),
     **dict.fromkeys((torch.sqrt, Tensor.sqrt), _sqrt),
 }

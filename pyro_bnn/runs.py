@@ -1,7 +1,7 @@
 """Runs on disk: a folder that says what was run, how far it came, and how good it is.
 
-``run.json`` holds the settings, ``checkpoint/`` the state of the training, ``posterior.json`` with its safetensors file the result,
-``metrics.json`` how it does on the test data at the last epoch. Test data are looked at once, when the run is over.
+``run.json`` holds the settings, ``checkpoint/`` the state of the training, ``posterior.json`` with its safetensors file
+the result, ``metrics.json`` how it does on the test data. These are looked at once, after the last epoch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a run the run that it is. Two runs of equal settings (and place) give the same posterior, bit for bit."""
+    """What makes a run the run that it is; equal settings in equal places give equal posteriors, bit for bit."""
 
     model: str
     prior: str = "log-uniform"
@@ -66,10 +66,11 @@ class Place:
 
 
 def schedules(settings: Settings) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    r"""Return learning rate and KL weight as functions of the epoch, both constant within an epoch e = 0, 1, ..., E - 1.
+    r"""Return learning rate and KL weight as functions of the epoch, constant within each epoch e = 0, 1, ..., E - 1.
 
-    The rate is :math:`\eta` (``constant``), :math:`\eta(1 - e/E)` (``linear``), or :math:`\eta\min(2 - 2e/E, 1)` (``half-linear``). A
-    warm-up ``A:B`` is a KL weight of zero up to epoch A that reaches one at epoch B; ``none`` is one throughout.
+    The rate is :math:`\eta` (``constant``), :math:`\eta(1 - e/E)` (``linear``), or :math:`\eta\min(2 - 2e/E, 1)`
+    (``half-linear``). A warm-up ``A:B`` is a KL weight of zero up to epoch A that reaches one at epoch B; ``none`` is
+    one throughout.
 
     Raises:
         ValueError: an unknown schedule, a warm-up of another form, a learning rate that is not positive.
@@ -97,13 +98,12 @@ def _warmup(text: str) -> Callable[[float], float]:
     except ValueError:
         start, end = 0.0, -1.0
     if not 0 <= start < end < math.inf:
-        raise ValueError(
-            f"kl-warmup: expected A:B with 0 <= A < B, the epochs where the KL weight leaves 0 and reaches 1, or none; got {text!r}"
-        )
+        meaning = "the epochs where the KL weight leaves 0 and reaches 1"
+        raise ValueError(f"kl-warmup: expected A:B with 0 <= A < B, {meaning}, or none; got {text!r}")
     return linear_warmup(start, end)
 
 
-# --- the folder --------------------------------------------------------------------------------------------------------------------------
+# --- the folder -------------------------------------------------------------------------------------------------------
 
 
 def begin(folder: Path, settings: Settings, place: Place) -> None:
@@ -181,7 +181,7 @@ def resumed(folder: Path, asked: Mapping[str, Any], named: Collection[str]) -> t
     Args:
         folder: of the run.
         asked: what the user asks for now, by the names of the fields of ``Settings`` and ``Place``.
-        named: which of these the user named; the others are the run's. Of the settings they have to agree with the run's.
+        named: which of these the user named; settings among them have to agree with the run's.
 
     Raises:
         CheckpointError: there is no run, or it has other settings; the message names them.
@@ -224,7 +224,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# --- training ----------------------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def train(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .checkpoint import CheckpointError, load_tensors, require_same_run, restore_run_state, run_state, save_tensors
 from .elbo import ELBO, ELBOModule, Terms
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable
-from .posterior import Posterior
+from .posterior import Posterior, copies
 from .randomness import generators, own_randomness
 from .reparameterization import local_reparameterization
 
@@ -140,7 +140,8 @@ def fit(
     """
     if epochs < 1 or checkpoint_every < 1 or num_particles < 1:
         raise ValueError(
-            f"fit: expected epochs, checkpoint_every and num_particles of at least 1, got {epochs, checkpoint_every, num_particles}"
+            "fit: expected epochs, checkpoint_every and num_particles of at least 1, "
+            f"got {epochs, checkpoint_every, num_particles}"
         )
     if resume and checkpoint is None:
         raise ValueError("fit: resume=True goes on from a checkpoint; say where it is, checkpoint=FOLDER")
@@ -151,12 +152,12 @@ def fit(
             "fit: the model or the guide is on the device 'meta', which holds no numbers; build it elsewhere"
         )
     batches = minibatches(data, batch_size, seed, getattr(model, "num_data", None))
-    model, guide = copy.deepcopy((model, guide))
+    model, guide = copies(model, guide)
     with own_randomness(target, seed), batches.borrowed():
-        loss = ELBO(model, local_reparameterization(guide) if reparameterize else guide).to(target)
+        loss = ELBO()(model, local_reparameterization(guide) if reparameterize else guide).to(target)
         loop = _Loop(loss, batches, optimizer, num_particles, target)
         if checkpoint is not None:
-            settings = {"seed": seed, "num_particles": num_particles, "reparameterize": reparameterize}
+            settings: dict[str, Any] = {"seed": seed, "num_particles": num_particles, "reparameterize": reparameterize}
             schedules = {"learning_rate": learning_rate, "kl_weight": kl_weight}
             settings |= {key: "a function" if callable(value) else float(value) for key, value in schedules.items()}
             loop.open_checkpoint(Path(checkpoint), settings, resume)
@@ -188,12 +189,13 @@ class _Loop:
         self.parameters = {name: p for name, p in loss.named_parameters() if p.requires_grad}
         if not any(not name.startswith("model.") for name in self.parameters):
             raise ValueError(
-                "fit: the guide has no parameters to learn; give it pyro.param statements, or make it a module with parameters"
+                "fit: the guide has no parameters to learn; "
+                "give it pyro.param statements, or make it a module with parameters"
             )
         self.optimizer = optimizer(list(self.parameters.values()), lr=1e-3)
 
     def _dry_run(self) -> None:
-        """Run the programs once: plain functions declare their parameters, stock autoguides are built, and what does not match is said."""
+        """Run the programs once: functions declare their parameters, autoguides are built, mismatches are said."""
         self.loss.eval()  # batch norm must not count this pass
         batch = next(self.batches.stream(0, self.device))
         self.example = tuple(
@@ -283,8 +285,9 @@ class _Loop:
         if sites or not bool(loss.isfinite()):
             what = f"the loss, at {', '.join(sorted(sites)) or 'the sum of its terms'}"
         saved = f"; the last checkpoint is in {self.checkpoint.parent}" if self.checkpoint is not None else ""
+        epoch = float(self.step / self.batches.per_epoch)
         return NonFiniteError(
-            f"fit: step {self.step} (epoch {float(self.step / self.batches.per_epoch):.2f}): {what} is not finite{saved}. "
+            f"fit: step {self.step} (epoch {epoch:.2f}): {what} is not finite{saved}. "
             "Try a smaller learning rate, a smaller init_scale, or scaled inputs"
         )
 
@@ -320,7 +323,7 @@ class _Loop:
 
     def posterior(self, device: torch.device | None = None) -> Posterior:
         """Return the posterior as it stands, made of copies."""
-        return Posterior.from_loss(copy.deepcopy(self.loss), device or self.device, self.example)
+        return Posterior.from_loss(*copies(self.loss), device or self.device, self.example)
 
     def open_checkpoint(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
         """Save to this folder from now on; go on from what is in it if asked to."""
@@ -359,7 +362,7 @@ class _Loop:
 
 @contextlib.contextmanager
 def _until_interrupted(loop: _Loop) -> Iterator[None]:
-    """Turn Ctrl-C into a stop after the present step, so that no step is left half done; a second Ctrl-C acts as usual."""
+    """Turn Ctrl-C into a stop after the present step, which is not left half done; a second one acts as usual."""
     previous = signal.getsignal(signal.SIGINT)
     # only the main thread hears signals; a handler that Python did not set cannot be put back
     ours = threading.current_thread() is threading.main_thread() and previous is not None

@@ -5,13 +5,16 @@ probability of 6e-7 per compared number at 5 standard errors (two-sided), 6e-5 a
 """
 
 import copy
+import functools
 import math
+from unittest import mock
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
@@ -39,16 +42,40 @@ def double(values):
     return torch.as_tensor(values, dtype=torch.float64)
 
 
+def values(draw, draws):
+    """Independent values of a random number, by one vectorised run of the program."""
+    draw()  # validates, and declares parameters
+    # vmap refuses tensor.normal_() where the tensor itself has no batch
+    fresh = mock.patch.object(torch.Tensor, "normal_", lambda self: torch.randn_like(self))
+    with pyro.validation_enabled(False), fresh:
+        return torch.vmap(lambda _: draw(), randomness="different")(torch.arange(draws))
+
+
 def estimate(draw, draws):
     """Mean and standard error of a random number."""
     with torch.no_grad():
-        values = double([float(draw()) for _ in range(draws)])
-    return float(values.mean()), float(values.std() / math.sqrt(draws))
+        drawn = values(draw, draws).double()
+    return float(drawn.mean()), float(drawn.std() / math.sqrt(draws))
+
+
+def gradients(draw, parameters, draws, groups=50):
+    """Mean and standard error of the gradient of a random number, from the means of independent groups."""
+    parts = values(draw, draws).reshape(groups, -1).mean(1)
+    rows = [torch.autograd.grad(part, parameters, retain_graph=True) for part in parts]
+    rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    return rows.mean(0), rows.std(0) / math.sqrt(groups)
 
 
 def agree(first, second, errors=5.0):
     (a, sa), (b, sb) = first, second
-    assert abs(a - b) < errors * math.hypot(sa, sb) + 1e-9 * abs(a), (first, second)
+    assert abs(a - b) < errors * math.hypot(sa, sb) + 1e-5 * abs(a), (first, second)
+
+
+def stock_loss(model, guide, *args):
+    """The integrand of Pyro's Trace_ELBO, log q(w) - log p(y, w) at one draw."""
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
 
 
 # --- the conjugate case ----------------------------------------------------------------------------------------------
@@ -79,37 +106,29 @@ def at_optimum(model, precision, mean):
     return guide
 
 
-def expected_gradient(loss, x, y, draws):
-    """Mean and standard error of the gradient over the guide's draws."""
-    parameters = list(loss.parameters())
-    rows = []
-    for _ in range(draws):
-        gradients = torch.autograd.grad(loss(x, y), parameters)
-        rows.append(torch.cat([g.flatten() for g in gradients]))
-    rows = torch.stack(rows)
-    return rows.mean(0), rows.std(0) / math.sqrt(draws)
-
-
 @pytest.mark.parametrize("local", [False, True])
 def test_the_gradient_vanishes_at_the_mean_field_optimum(conjugate, local):
     x, y, precision, mean, _ = conjugate
     guide = at_optimum(linear_model(), precision, mean)
     loss = ELBO(linear_model(), local_reparameterization(guide) if local else guide)
-    gradient, error = expected_gradient(loss, x, y, 1500)
+    gradient, error = gradients(lambda: loss(x, y), list(loss.parameters()), 20_000)
     assert (gradient.abs() < 5 * error).all()
-    assert error.max() < 0.6  # and the test has power: at the prior the gradient is larger by two orders
+    assert error.max() < 0.1
+    guide.sites.weight.loc.data += 0.5 * precision.diagonal().rsqrt()  # and the test has power
+    gradient, error = gradients(lambda: loss(x, y), list(loss.parameters()), 20_000)
+    assert (gradient.abs() > 10 * error).any()
 
 
 def test_optimisation_finds_ridge_and_its_variances(conjugate):
     x, y, precision, mean, _ = conjugate
     guide = MeanField(linear_model(), init_scale=0.3).double()
-    loss = ELBO(linear_model(), local_reparameterization(guide), num_particles=4)
-    steps = 700
+    loss = ELBO(linear_model(), local_reparameterization(guide))
+    steps = 250
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 1.5)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(x, y).backward()
+        values(lambda: loss(x, y), 200).mean().backward()
         optimizer.step()
         schedule.step()
     stddev = precision.diagonal().rsqrt()
@@ -125,9 +144,9 @@ def test_the_elbo_misses_the_log_evidence_by_the_divergence_from_the_posterior(c
     gap = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
     assert gap > 0.1
     loss = ELBO(linear_model(), local_reparameterization(guide) if local else guide)
-    value, error = estimate(lambda: loss(x, y), 4000)
+    value, error = estimate(lambda: loss(x, y), 200_000)
     agree((value, error), (gap - evidence, 0.0), errors=4)
-    assert error < gap / 4
+    assert error < gap / 10
     assert value > -evidence
 
 
@@ -140,16 +159,15 @@ def test_the_full_covariance_guide_reaches_the_log_evidence(conjugate):
 
     # at the exact posterior log p(y, w) - log q(w) is the same for every w: no standard error at all
     loss = ELBO(linear_model(), guide)
-    for _ in range(3):
-        assert float(loss(x, y)) == pytest.approx(-evidence, rel=1e-10)
+    assert torch.allclose(values(lambda: loss(x, y), 20), double(-evidence), rtol=1e-10)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
 def test_the_mean_over_disjoint_batches_is_the_full_batch_loss(conjugate, size):
     x, y, *_ = conjugate
     loss = ELBO(linear_model(), PointEstimate(linear_model()))
-    batches = [float(loss(x[i : i + size], y[i : i + size])) for i in range(0, N, size)]
-    assert np.mean(batches) == pytest.approx(float(loss(x, y)), rel=1e-12)
+    batches = [loss(x[i : i + size], y[i : i + size]).item() for i in range(0, N, size)]
+    assert np.mean(batches) == pytest.approx(loss(x, y).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -159,10 +177,11 @@ def test_the_optimum_is_the_same_for_every_batch_size(conjugate, size):
     loss = ELBO(linear_model(), local_reparameterization(guide))
     total, variance = 0.0, 0.0
     for i in range(0, N, size):
-        gradient, error = expected_gradient(loss, x[i : i + size], y[i : i + size], 2400 * size // N)
+        batch = x[i : i + size], y[i : i + size]
+        gradient, error = gradients(functools.partial(loss, *batch), list(loss.parameters()), 10_000)
         total, variance = total + gradient * size / N, variance + (error * size / N) ** 2
     assert (total.abs() < 5 * variance.sqrt()).all()
-    assert variance.max() < 0.8
+    assert variance.max() < 0.01
 
 
 def test_the_plate_draws_the_minibatch_without_bias(conjugate):
@@ -170,7 +189,9 @@ def test_the_plate_draws_the_minibatch_without_bias(conjugate):
     model = linear_model(subsample_size=4)
     loss = ELBO(model, PointEstimate(model))
     full = ELBO(linear_model(), PointEstimate(model))
-    agree(estimate(lambda: loss(x, y), 3000), (float(full(x, y)), 0.0), errors=4)
+    drawn = double([loss(x, y).item() for _ in range(400)])  # the indices of a plate cannot be vectorised
+    agree((float(drawn.mean()), float(drawn.std() / 20)), (full(x, y).item(), 0.0), errors=4)
+    assert drawn.std() > 1
 
 
 def test_the_divergence_of_two_gaussians_is_exact(conjugate):
@@ -179,7 +200,7 @@ def test_the_divergence_of_two_gaussians_is_exact(conjugate):
     guide = MeanField(model, init_scale=0.2)
     q, p = dist.Normal(guide.sites.weight.loc, 0.2), dist.Normal(double(0.0), PRIOR)
     expected = (torch.log(p.scale / q.scale) + (q.scale**2 + q.loc**2) / (2 * p.scale**2) - 0.5).sum()
-    assert float(ELBO(model, guide).terms(x, y).kl["weight"].detach()) == pytest.approx(float(expected.detach()))
+    assert float(ELBO(model, guide).terms(x, y).kl["weight"].detach()) == pytest.approx(expected.item())
 
 
 def test_a_point_mass_has_the_deterministic_training_loss(conjugate):
@@ -189,16 +210,16 @@ def test_a_point_mass_has_the_deterministic_training_loss(conjugate):
     w = guide.sites.weight.loc.detach()
     square = ((y - x @ w[0]) ** 2).sum() / (2 * NOISE**2) + N * math.log(NOISE * math.sqrt(2 * math.pi))
     decay = (w**2).sum() / (2 * PRIOR**2) + D * math.log(PRIOR * math.sqrt(2 * math.pi))
-    assert float(ELBO(model, guide)(x, y)) == pytest.approx(float(square + decay), rel=1e-12)
+    assert ELBO(model, guide)(x, y).item() == pytest.approx((square + decay).item(), rel=1e-12)
 
 
 def test_hand_written_programs_are_first_class(conjugate):
     x, y, *_ = conjugate
     model = linear_regression(num_data=N, inputs=D, prior_scale=PRIOR, noise=NOISE)
     guide = MeanField(model, x, y, init_scale=0.2)
-    ours, stock = ELBO(model, guide), Trace_ELBO()
+    ours = ELBO(model, guide)
     with pyro.get_param_store().scope():
-        agree(estimate(lambda: ours(x, y), 2000), estimate(lambda: stock.loss(model, guide, x, y), 2000))
+        agree(estimate(lambda: ours(x, y), 20_000), estimate(lambda: stock_loss(model, guide, x, y), 20_000))
 
 
 # --- against Pyro's estimator ----------------------------------------------------------------------------------------
@@ -229,22 +250,32 @@ def toy():
 def test_the_loss_agrees_with_that_of_pyro_in_expectation(prior, noise, toy):
     model = BayesianNet(nn.Linear(3, 1), {"weight": prior}, likelihoods.Gaussian(noise), num_data=9)
     guide = MeanField(model, init_scale=0.3)
-    plain, local, stock = ELBO(model, guide), ELBO(model, local_reparameterization(guide)), Trace_ELBO()
+    plain, local = ELBO(model, guide), ELBO(model, local_reparameterization(guide))
     with pyro.get_param_store().scope():
-        reference = estimate(lambda: stock.loss(model, guide, *toy), 300)
-    agree(estimate(lambda: plain(*toy), 200), reference)
-    agree(estimate(lambda: local(*toy), 200), reference)
+        reference = estimate(lambda: stock_loss(model, guide, *toy), 20_000)
+    agree(estimate(lambda: plain(*toy), 20_000), reference)
+    agree(estimate(lambda: local(*toy), 20_000), reference)
 
 
 def test_the_loss_agrees_in_a_network_of_two_layers(toy):
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     model = BayesianNet(net, {"*": priors.Normal(1.0)}, likelihoods.Gaussian(0.6), num_data=9)
     guide = MeanField(model, init_scale=0.3)
-    plain, local, stock = ELBO(model, guide), ELBO(model, local_reparameterization(guide)), Trace_ELBO()
+    plain, local = ELBO(model, guide), ELBO(model, local_reparameterization(guide))
     with pyro.get_param_store().scope():
-        reference = estimate(lambda: stock.loss(model, guide, *toy), 600)
-    agree(estimate(lambda: plain(*toy), 400), reference)
-    agree(estimate(lambda: local(*toy), 400), reference)
+        reference = estimate(lambda: stock_loss(model, guide, *toy), 20_000)
+    agree(estimate(lambda: plain(*toy), 20_000), reference)
+    agree(estimate(lambda: local(*toy), 20_000), reference)
+
+
+def test_the_reference_is_the_loss_of_pyro(toy):
+    model = BayesianNet(nn.Linear(3, 1), priors.Horseshoe(), likelihoods.Gaussian(0.6), num_data=9)
+    guide = MeanField(model)
+    with pyro.get_param_store().scope():
+        torch.manual_seed(3)
+        reference = Trace_ELBO().loss(model, guide, *toy)
+        torch.manual_seed(3)
+        assert stock_loss(model, guide, *toy).item() == pytest.approx(reference, rel=1e-6)
 
 
 # --- one weight under the log-uniform prior: the whole surface by quadrature -----------------------------------------
@@ -259,21 +290,26 @@ def test_the_sparse_objective_of_one_weight_equals_quadrature(theta, sigma):
     guide.sites.weight.loc.data.fill_(theta)
     guide.sites.weight.log_scale.data.fill_(math.log(sigma))
     terms = ELBO(model, guide).terms(double(x[:, None]), double(y))
-    # E_q (y - w x)^2 = (y - theta x)^2 + sigma^2 x^2;  KL = 2 int_0^r D(t) dt, D Dawson's function, r = theta / sigma sqrt 2
+    # E_q (y - w x)^2 = (y - theta x)^2 + sigma^2 x^2;  KL = 2 int_0^r D(t) dt, D Dawson's function, r = theta / sigma
+    # sqrt 2
     data = np.sum(((y - theta * x) ** 2 + sigma**2 * x**2) / (2 * s**2) + math.log(s * math.sqrt(2 * math.pi)))
     kl = 2 * integrate.quad(special.dawsn, 0, abs(theta) / (sigma * math.sqrt(2)), limit=400)[0]
-    assert float(terms.kl["weight"].detach()) == pytest.approx(kl, abs=1e-7)
+    assert terms.kl["weight"].item() == pytest.approx(kl, abs=1e-7)
     local = ELBO(model, local_reparameterization(guide))
-    agree(estimate(lambda: local(double(x[:, None]), double(y)), 3000), (data + kl, 0.0), errors=4)
+    agree(estimate(lambda: local(double(x[:, None]), double(y)), 100_000), (data + kl, 0.0), errors=4)
 
 
 def test_the_log_uniform_density_has_the_constant_of_the_closed_divergence():
-    model = BayesianNet(nn.Linear(1, 1, bias=False), priors.LogUniform(), likelihoods.Gaussian(1.0), num_data=1).double()
+    model = BayesianNet(
+        nn.Linear(1, 1, bias=False), priors.LogUniform(), likelihoods.Gaussian(1.0), num_data=1
+    ).double()
     guide = MeanField(model, init_scale=0.5)
     x, y = torch.zeros(1, 1, dtype=torch.float64), double([0.0])
     with pyro.get_param_store().scope():
-        stock = estimate(lambda: Trace_ELBO().loss(model, guide, x, y), 4000)
-    agree(stock, estimate(lambda: ELBO(model, guide)(x, y), 2), errors=4)
+        reference = estimate(lambda: stock_loss(model, guide, x, y), 200_000)
+    loss = ELBO(model, guide)  # x = 0: the data term is a constant
+    agree(reference, (loss(x, y).item(), 0.0), errors=4)
+    assert reference[1] < 0.01
 
 
 # --- stock SVI, and the parameter store ------------------------------------------------------------------------------
@@ -284,8 +320,8 @@ def test_stock_svi_trains_biases_and_guide(toy):
     guide = MeanField(model)
     before = {name: p.detach().clone() for name, p in (*model.named_parameters(), *guide.named_parameters())}
     with pyro.get_param_store().scope():
-        svi = SVI(model, local_reparameterization(guide), pyro.optim.Adam({"lr": 0.02}), loss=ELBO())
-        losses = [svi.step(*toy) for _ in range(200)]
+        svi = SVI(model, local_reparameterization(guide), pyro.optim.Adam({"lr": 0.05}), loss=ELBO())
+        losses = [svi.step(*toy) for _ in range(100)]
         assert svi.evaluate_loss(*toy) < 0.8 * losses[0]
     after = dict((*model.named_parameters(), *guide.named_parameters()))
     assert set(before) == {"net.bias", "likelihood.log_scale", "sites.weight.loc", "sites.weight.log_scale"}
@@ -295,7 +331,10 @@ def test_stock_svi_trains_biases_and_guide(toy):
 def test_a_store_with_the_users_own_content_stays_as_it_is(toy):
     def guide(x, y):
         loc = pyro.param("loc", torch.zeros(1, 3))
-        pyro.sample("weight", dist.Normal(loc, pyro.param("scale", torch.ones(1, 3), constraint=constraints.positive)).to_event(2))
+        pyro.sample(
+            "weight",
+            dist.Normal(loc, pyro.param("scale", torch.ones(1, 3), constraint=constraints.positive)).to_event(2),
+        )
 
     model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.5), num_data=6)
     store = pyro.get_param_store()
@@ -362,9 +401,8 @@ def test_parameter_statements_of_functions_become_parameters_of_the_loss(toy):
     raw = parameters["statements.unconstrained.q/scale"]
     assert torch.allclose(raw.detach().exp(), torch.tensor(0.2))
     # and they are trained: the divergence alone pulls the scale to that of the prior
-    loss.model.num_data = 6
-    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
+    for _ in range(120):
         optimizer.zero_grad()
         loss.terms(*toy).kl["weight"].backward()
         optimizer.step()
@@ -410,8 +448,7 @@ def test_stock_autoguides_agree_with_the_loss_of_pyro(autoguide, prior, toy):
     loss(*toy).backward()
     assert not list(pyro.get_param_store().keys())
     with pyro.get_param_store().scope():
-        stock = Trace_ELBO()
-        agree(estimate(lambda: loss(*toy), 200), estimate(lambda: stock.loss(model, guide, *toy), 200))
+        agree(estimate(lambda: loss(*toy), 20_000), estimate(lambda: stock_loss(model, guide, *toy), 20_000))
     assert [name for name, _ in loss.named_parameters() if name.startswith("guide.")]
 
 
@@ -424,20 +461,20 @@ def test_the_terms_sum_to_the_loss(toy):
     for weight in (1.0, 0.25, 0.0):
         loss.kl_weight = weight
         torch.manual_seed(3)
-        value = float(loss(*toy))
+        value = loss(*toy).item()
         torch.manual_seed(3)
         terms = loss.terms(*toy)
         assert set(terms.kl) == {"weight.global_scale", "weight.scale", "weight.unit"}
-        assert value == pytest.approx(float(terms.data + weight * sum(terms.kl.values())), rel=1e-6)
+        assert value == pytest.approx((terms.data + weight * sum(terms.kl.values())).item(), rel=1e-6)
 
 
 def test_particles_are_averaged(toy):
     model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.5), num_data=6)
     guide = MeanField(model, init_scale=0.3)
     torch.manual_seed(4)
-    alone = [float(ELBO(model, guide)(*toy)) for _ in range(5)]
+    alone = [ELBO(model, guide)(*toy).item() for _ in range(5)]
     torch.manual_seed(4)
-    assert float(ELBO(model, guide, num_particles=5)(*toy)) == pytest.approx(np.mean(alone), rel=1e-6)
+    assert ELBO(model, guide, num_particles=5)(*toy).item() == pytest.approx(np.mean(alone), rel=1e-6)
 
 
 def test_one_estimator_serves_several_pairs_and_checks_each(toy):
@@ -463,7 +500,7 @@ def test_the_guide_of_another_model_is_refused_by_name(toy):
 def test_shapes_that_differ_are_refused(toy):
     model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.5), num_data=6)
     wide = BayesianNet(nn.Linear(3, 2), priors.Normal(), likelihoods.Gaussian(0.5), num_data=6)
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match="shapes disagree at site 'weight'"):
         ELBO(model, MeanField(wide))(*toy)
     with pytest.raises(ValueError, match=r"site 'y' have the shape \(6, 1\).*y.squeeze"):
         ELBO(model, MeanField(model))(toy[0], toy[1][:, None])  # would broadcast to 6 x 6
@@ -502,7 +539,7 @@ def test_an_auxiliary_site_of_the_guide_adds_its_entropy():
     energy = ((0.4 - m) ** 2 + v) / 0.5 + math.log(0.5) + normal + (m**2 + v) / 2 + normal
     entropy = math.log(0.6) + math.log(0.7) + 1 + 2 * normal
     loss = ELBO(model, guide)
-    agree(estimate(loss, 5000), (energy - entropy, 0.0), errors=4)
+    agree(estimate(loss, 200_000), (energy - entropy, 0.0), errors=4)
     assert set(loss.terms().kl) == {"u", "z"}
 
 
@@ -525,7 +562,7 @@ def test_factors_of_model_and_guide_count():
         return q * (math.log(q) - math.log(math.cosh(u)) - log_p)
 
     exact = integrate.quad(integrand, -5, 5)[0]
-    agree(estimate(ELBO(model, guide), 4000), (exact, 0.0), errors=4)
+    agree(estimate(ELBO(model, guide), 200_000), (exact, 0.0), errors=4)
 
 
 def test_local_latents_carry_the_scale_and_the_mask_of_their_plate():
@@ -547,7 +584,8 @@ def test_local_latents_carry_the_scale_and_the_mask_of_their_plate():
     kl = (math.log(2) + (0.25 + loc**2) / 2 - 0.5)[mask].sum() * n / batch
     assert float(terms.kl["z"]) == pytest.approx(float(kl), rel=1e-12)
     data = (((y - loc) ** 2 + 0.25) / 2 + 0.5 * math.log(2 * math.pi))[mask].sum() * n / batch
-    agree(estimate(lambda: ELBO(model, guide).terms(y).data, 2000), (float(data), 0.0), errors=4)
+    loss = ELBO(model, guide)
+    agree(estimate(lambda: loss.terms(y).data, 100_000), (float(data), 0.0), errors=4)
 
 
 def test_a_site_scaled_in_one_program_alone_is_weighted_as_pyro_weights_it():
@@ -560,7 +598,7 @@ def test_a_site_scaled_in_one_program_alone_is_weighted_as_pyro_weights_it():
 
     # E log q - E log p / 10
     exact = -0.5 * math.log(2 * math.pi * math.e) + 0.1 * (math.log(2) + 0.5 * math.log(2 * math.pi) + 2 / 8)
-    agree(estimate(ELBO(model, guide), 4000), (exact, 0.0), errors=4)
+    agree(estimate(ELBO(model, guide), 200_000), (exact, 0.0), errors=4)
 
 
 def test_hierarchies_in_another_order_fall_back_to_monte_carlo():
@@ -580,7 +618,7 @@ def test_hierarchies_in_another_order_fall_back_to_monte_carlo():
     exact = log_2_pi + (z2 + difference2) / 2 - (log_2_pi + 1 + math.log(0.8) + math.log(0.3))
     naive = exact + 0.5 * ((0.5 - 0.45) ** 2 + 0.72**2 + 0.09 + 0.64 - difference2)  # w drawn again, independent of z
     assert naive - exact > 0.3
-    agree(estimate(ELBO(model, guide), 4000), (exact, 0.0), errors=4)
+    agree(estimate(ELBO(model, guide), 200_000), (exact, 0.0), errors=4)
 
 
 def test_hierarchies_in_the_order_of_the_model_are_exact():
@@ -595,9 +633,10 @@ def test_hierarchies_in_the_order_of_the_model_are_exact():
     log_2_pi = math.log(2 * math.pi)
     z2, difference2 = 0.25 + 0.64, 0.01 * (0.25 + 0.64) + 0.09
     exact = log_2_pi + (z2 + difference2) / 2 - (log_2_pi + 1 + math.log(0.8) + math.log(0.3))
-    value, error = estimate(ELBO(model, guide), 2000)
+    value, error = estimate(ELBO(model, guide), 100_000)
     agree((value, error), (exact, 0.0), errors=4)
-    assert error < 1e-3  # only E (z - 0.9 z)^2 is random
+    # given z both divergences are closed, so only (z - 0.9 z)^2 / 2 is random: far less than log q - log p
+    assert error * math.sqrt(100_000) < 0.02
 
 
 def test_a_deferred_weight_that_was_drawn_is_judged_by_its_draw():
@@ -612,8 +651,8 @@ def test_a_deferred_weight_that_was_drawn_is_judged_by_its_draw():
 
     deferred = local_reparameterization(guide)
     with pytest.warns(UserWarning, match="drawn once"):
-        deferred()
-    agree(estimate(ELBO(model, deferred), 3000), estimate(ELBO(model, guide), 3000))
+        ELBO(model, deferred)()
+    agree(estimate(ELBO(model, deferred), 100_000), estimate(ELBO(model, guide), 100_000))
 
 
 # --- sites without a reparameterized sampler -------------------------------------------------------------------------
@@ -649,10 +688,10 @@ def test_the_gradient_of_a_discrete_site_equals_enumeration(n, kl_weight):
     exact = n / batch * ((1 - q) * cost[0] + q * cost[1] + kl_weight * kl).sum()
     (gradient,) = torch.autograd.grad(exact, logits)
     loss = ELBO(discrete_model(n, batch), Guide(), kl_weight=kl_weight)
-    agree(estimate(loss, 3000), (float(exact.detach()), 0.0), errors=4)
-    draws = torch.stack([torch.autograd.grad(loss(), logits)[0] for _ in range(3000)])
-    assert ((draws.mean(0) - gradient).abs() < 5 * draws.std(0) / math.sqrt(3000)).all()
-    assert (gradient.abs() > 10 * draws.std(0) / math.sqrt(3000)).any()  # zero would not pass
+    agree(estimate(loss, 100_000), (exact.item(), 0.0), errors=4)
+    mean, error = gradients(loss, [logits], 100_000)
+    assert ((mean - gradient).abs() < 5 * error).all()
+    assert (gradient.abs() > 20 * error).any()  # zero would not pass
 
 
 def test_a_discrete_site_estimated_without_closed_divergence_has_the_same_gradient():
@@ -670,15 +709,19 @@ def test_a_discrete_site_estimated_without_closed_divergence_has_the_same_gradie
     kl = q * (q / 0.3).log() + (1 - q) * ((1 - q) / 0.7).log()
     (gradient,) = torch.autograd.grad(((1 - q) * cost[0] + q * cost[1] + kl).sum(), logits)
     loss = ELBO(discrete_model(), guide)
-    draws = torch.stack([torch.autograd.grad(loss(), logits)[0] for _ in range(3000)])
-    assert ((draws.mean(0) - gradient).abs() < 5 * draws.std(0) / math.sqrt(3000)).all()
+    mean, error = gradients(loss, [logits], 100_000)
+    assert ((mean - gradient).abs() < 5 * error).all()
+    assert (gradient.abs() > 20 * error).any()
 
 
-# --- what cannot be ----------------------------------------------------------------------------------------------------
+# --- what cannot be
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_binary_dropout_under_a_prior_without_closed_divergence_says_so(toy):
-    model = BayesianNet(nn.Linear(3, 1), priors.Elementwise(dist.Laplace(0.0, 1.0)), likelihoods.Gaussian(1.0), num_data=6)
+    model = BayesianNet(
+        nn.Linear(3, 1), priors.Elementwise(dist.Laplace(0.0, 1.0)), likelihoods.Gaussian(1.0), num_data=6
+    )
     with pytest.raises(NotImplementedError, match="no density"):
         ELBO(model, BernoulliDropout(model))(*toy)
 

@@ -1,8 +1,9 @@
 r"""Pruning: which weights, and which whole groups, the posterior does not need.
 
-A weight whose noise drowns its mean, :math:`\log\alpha = \log(\mathrm{Var}\,w / (\mathbb{E} w)^2) \ge t`, can be zero: its signal-to-noise
-ratio is below :math:`e^{-t/2}`. For the default :math:`t = 3` Gaussian noise of that :math:`\alpha` equals binary dropout of rate 0.95.
-A group is dropped by its scale z: by :math:`\log\alpha` of a Gaussian z, by the negative log of the mode, :math:`v - m`, of a log-normal z.
+A weight whose noise drowns its mean, :math:`\log\alpha = \log(\mathrm{Var}\,w / (\mathbb{E} w)^2) \ge t`, can be
+zero: its signal-to-noise ratio is below :math:`e^{-t/2}`. For the default :math:`t = 3` Gaussian noise of that
+:math:`\alpha` equals binary dropout of rate 0.95. A group is dropped by its scale z: by :math:`\log\alpha` of a
+Gaussian z, by the negative log of the mode, :math:`v - m`, of a log-normal z.
 
 Source: Molchanov, Ashukha & Vetrov (2017), section 4.3; Louizos, Ullrich & Welling (2017), section 4.
 """
@@ -78,8 +79,8 @@ def prune(posterior: Posterior, threshold: float = 3.0, group_threshold: float |
     Args:
         posterior: of a ``BayesianNet``.
         threshold: weights with log alpha at or above it are zero.
-        group_threshold: groups whose measure (log alpha, or the negative log of the mode) is at or above it are zero; as ``threshold``
-            if not given.
+        group_threshold: groups whose measure (log alpha, or the negative log of the mode) is at or above it are zero;
+            as ``threshold`` if not given.
 
     Raises:
         TypeError: the model is a hand-written program and has no network.
@@ -91,7 +92,8 @@ def prune(posterior: Posterior, threshold: float = 3.0, group_threshold: float |
     moments = {name: found[name] for name in posterior.model.names}
     if all(not bool(variance.any()) for _, variance in moments.values()):
         raise ValueError(
-            "prune: the posterior has no variance, so no weight is known to be noise; fit MeanField, say, not a point estimate"
+            "prune: the posterior has no variance, so no weight is known to be noise; "
+            "fit MeanField, say, not a point estimate"
         )
     group_threshold = threshold if group_threshold is None else group_threshold
     groups = {name: measure < group_threshold for name, measure in group_measures(posterior).items()}
@@ -110,7 +112,7 @@ def log_alpha(mean: Tensor, variance: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_measures(posterior: Posterior) -> dict[str, Tensor]:
-    """Return for each weight under a group prior the measure by which its groups are pruned, broadcastable to the weight."""
+    """Return by what the groups of each weight under a group prior are pruned; it broadcasts to the weight."""
     if not hasattr(posterior.guide, "distributions"):
         return {}
     sites = {name: q.base_dist for name, q in posterior.guide.distributions().items() if hasattr(q, "base_dist")}
