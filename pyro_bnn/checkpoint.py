@@ -82,7 +82,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     try:
         record = json.loads(index.read_bytes())
         checksum = record.pop("checksum")
-        name, digest, facts = record["tensors"], record["sha256"], record["facts"]
+        name, digest, facts = str(record["tensors"]), record["sha256"], record["facts"]
         expected = f"{path.name}-{digest[:12]}.safetensors"
         if checksum != _checksum(record):
             raise ValueError("its checksum is wrong: the file was changed or damaged")
@@ -170,6 +170,20 @@ def restore_run_state(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for name, value in _below("random", tensors).items():
         generators[name].set_state(value)
+
+
+def require_folder(folder: Path) -> None:
+    """Make a folder for checkpoints, before the work that they are to hold is done.
+
+    Raises:
+        CheckpointError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: this folder cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"{folder}: this folder cannot be written to")
 
 
 def require_same_run(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

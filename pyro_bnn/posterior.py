@@ -244,6 +244,8 @@ class Posterior:
         """
         if draws < 1:
             raise ValueError(f"predict: expected at least one draw, got {draws}")
+        if len(x) < 1:
+            raise ValueError("predict: there are no examples in x")
         if not bool(torch.isfinite(x).all()):
             raise ValueError("predict: x has numbers that are not finite")
         return summarize(lambda: self.components(x, draws, seed))

@@ -21,7 +21,15 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoint import CheckpointError, load_tensors, require_same_run, restore_run_state, run_state, save_tensors
+from .checkpoint import (
+    CheckpointError,
+    load_tensors,
+    require_folder,
+    require_same_run,
+    restore_run_state,
+    run_state,
+    save_tensors,
+)
 from .elbo import ELBO, ELBOModule, Terms
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable
 from .posterior import Posterior, copies
@@ -350,6 +358,7 @@ class _Loop:
             self.step, self.seconds, self.history, self.sums = (
                 facts[key] for key in ("step", "seconds", "history", "sums")
             )
+        require_folder(folder)
         self.checkpoint = folder / "checkpoint"
 
     def save(self) -> None:

@@ -114,7 +114,9 @@ def forge(index, **changes):
     index.write_text(json.dumps(record | {"checksum": checkpoint._checksum(record)}))
 
 
-@pytest.mark.parametrize("name", ["../secret-{}.safetensors", "/etc/passwd", "..", "", "a\0b", "sub/run-{}.safetensors", 7, None])
+@pytest.mark.parametrize(
+    "name", ["../secret-{}.safetensors", "/etc/passwd", "..", "", "a\0b", "sub/run-{}.safetensors", 7, None]
+)
 def test_the_json_cannot_point_elsewhere(tmp_path, name):
     folder = tmp_path / "run"
     index, tensors = pair(folder)[::-1]
@@ -170,7 +172,7 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_valid_pair(tmp_path, monkeypat
         def wrapped(*args, **kwargs):
             nonlocal count
             count += 1
-            if count == call:
+            if count >= call:  # the dead do nothing more
                 raise Died
             return function(*args, **kwargs)
 
@@ -183,7 +185,7 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_valid_pair(tmp_path, monkeypat
         try:
             save_tensors(tmp_path / "run", {"x": torch.ones(3)}, {"step": 2})
         except Died:
-            assert count == call
+            assert count >= call
     tensors, facts = load_tensors(tmp_path / "run")
     assert (facts["step"], tensors["x"].tolist()) in ((1, [0.0] * 3), (2, [1.0] * 3))
     save_tensors(tmp_path / "run", {"x": torch.ones(3)}, {"step": 3})
@@ -194,7 +196,9 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_valid_pair(tmp_path, monkeypat
 def test_a_full_disk_leaves_the_file_and_no_crumbs(tmp_path, monkeypatch):
     file = tmp_path / "file"
     write_atomically(file, b"before")
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         write_atomically(file, b"after")
     assert file.read_bytes() == b"before"
@@ -218,5 +222,9 @@ def test_settings_are_compared_as_json_has_them():
 def test_nothing_in_the_package_unpickles():
     source = Path(pyro_bnn.__file__).parent
     for file in source.rglob("*.py"):
-        found = re.findall(r"^\s*import pickle|from pickle|torch\.load\(|weights_only|yaml\.load|allow_pickle=True|\beval\(", file.read_text(), re.M)
+        found = re.findall(
+            r"^\s*import pickle|from pickle|torch\.load\(|weights_only|yaml\.load|allow_pickle=True|\beval\(",
+            file.read_text(),
+            re.M,
+        )
         assert [match for match in found if match != "eval("] == [], file

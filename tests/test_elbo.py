@@ -389,6 +389,7 @@ def test_parameter_statements_of_functions_become_parameters_of_the_loss(toy):
         loc = encoder(torch.ones(2))[None]
         scale = pyro.param("q.scale", lambda: torch.full((1, 3), 0.2), constraint=constraints.positive)
         pyro.param("values", torch.zeros(()))  # the name of a method of the container
+        assert torch.equal(pyro.param("q.scale"), scale)  # said again without its constraint
         pyro.sample("weight", dist.Normal(loc, scale).to_event(2))
 
     model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(0.5), num_data=6)

@@ -774,9 +774,10 @@ def test_square_root_of_a_log_normal_scale():
 
 def test_what_is_derived_and_then_read_is_the_same_draw():
     w = deferred(normal(4, 3))
-    derived = (w.T * 2 / 3).t()
+    derived = (w.T * -2 / 3).t()
     assert isinstance(derived, DeferredSample)
-    torch.testing.assert_close(derived.materialize(), w.materialize() * 2 / 3)
+    torch.testing.assert_close(derived.distribution.stddev, w.distribution.stddev * 2 / 3)
+    torch.testing.assert_close(derived.materialize(), w.materialize() * -2 / 3)
 
 
 def test_hide_names_sites_of_the_guide():
@@ -874,6 +875,18 @@ def test_flipout_has_the_law_of_a_drawn_weight_for_each_example():
     found, error = covariance(draws[:, 0], draws[:, 1])
     assert (found.abs() < 5 * error).all()
     assert (shared.abs() > 5 * error).any()
+
+
+def test_flipout_flips_signs_of_inputs_and_of_outputs():
+    # given the one draw D of the noise, noise_o = s_o sum_i x_i r_i D_oi: up to its sign it has 2^(inputs - 1) values ...
+    x, law = randn(3).expand(400, 3), normal(4, 3)
+    noise = F.linear(x, deferred(law, flipout)) - F.linear(x, law.mean)
+    sizes, which = noise[:, 0].abs().mul(1e6).round().unique(return_inverse=True)
+    assert len(sizes) == 4
+    # ... and given the signs of the inputs, those of the outputs are independent coins
+    for r in range(4):
+        alike = (noise[which == r, 0] * noise[which == r, 1] > 0).double()
+        assert (alike.mean() - 0.5).abs() < 5 * 0.5 / math.sqrt(len(alike))
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv2d groups", "conv_transpose2d"])

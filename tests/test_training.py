@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_bnn import BayesianNet, ELBO, checkpoint, fit, likelihoods, linear_warmup, priors, training
+from pyro_bnn import ELBO, BayesianNet, checkpoint, fit, likelihoods, linear_warmup, priors, training
 from pyro_bnn.checkpoint import CheckpointError, load_tensors
 from pyro_bnn.data import DataError
 from pyro_bnn.guides import FactorizedGaussian, MeanField
@@ -279,7 +279,7 @@ def test_stock_guides_learn(kind):
     model, _ = linear(32)
     guide = kind(model, init_scale=0.05)
     bound = guide.model
-    result = quiet(model, guide, (x, y), epochs=150, batch_size=None, learning_rate=falling(150))
+    result = quiet(model, guide, (x, y), epochs=120, batch_size=None, learning_rate=falling(120))
     weights = result.posterior.sample(2000)
     mean, precision = exact(x, y, 0.3)
     got = torch.cat([weights["weight"].mean(0).flatten(), weights["bias"].mean(0)]).double()
@@ -663,7 +663,7 @@ def child(folder, seconds):
 started = time.perf_counter()
 assert child("whole", None)
 seconds, kills, generator = time.perf_counter() - started, 0, random.Random(0)
-while not child("killed", generator.uniform(0.2, 0.5) * seconds if kills < 5 else None):
+while not child("killed", generator.uniform(0.2, 0.5) * seconds if kills < 4 else None):
     kills += 1
 print(kills)
 """
