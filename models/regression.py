@@ -41,30 +41,29 @@ def linear_regression(
 
 
 def mlp_regression(
-    num_data: int, inputs: int = 1, hidden: int = 16, noise: float | None = None
+    num_data: int, inputs: int = 1, hidden: int = 32, noise: float | None = None
 ) -> Callable[..., Tensor]:
-    r"""Return the model :math:`y_n = v^T \tanh(W x_n + b) + c + \epsilon_n` with one hidden layer.
+    r"""Return the model :math:`y_n = v^T \max(0, W x_n + b) + c + \epsilon_n` with one hidden layer.
 
-    x (batch, inputs), y (batch,). W and b are N(0, 2^2), c is standard normal, and the variance of v falls with the
-    width, so that the function has about unit scale whatever the width. The noise is known, or inferred under a
+    x (batch, inputs), y (batch,). W, b and c are standard normal, and the variance 4 / H of the H weights v falls with
+    the width, so that the functions have one scale whatever the width. The noise is known, or inferred under a
     half-normal prior.
 
     Args:
         num_data: the number of examples in the data set.
         inputs: the number of inputs.
-        hidden: the number of hidden units.
+        hidden: H, the number of hidden units.
         noise: the standard deviation of the noise; ``None`` infers it, at the site ``"noise"``.
     """
 
     def model(x: Tensor, y: Tensor | None = None) -> Tensor:
-        w1 = pyro.sample("w1", dist.Normal(x.new_zeros(inputs, hidden), 2.0).to_event(2))
-        b1 = pyro.sample("b1", dist.Normal(x.new_zeros(hidden), 2.0).to_event(1))
-        w2 = pyro.sample("w2", dist.Normal(x.new_zeros(hidden), hidden**-0.5).to_event(1))
+        w1 = pyro.sample("w1", dist.Normal(x.new_zeros(inputs, hidden), 1.0).to_event(2))
+        b1 = pyro.sample("b1", dist.Normal(x.new_zeros(hidden), 1.0).to_event(1))
+        w2 = pyro.sample("w2", dist.Normal(x.new_zeros(hidden), 2 * hidden**-0.5).to_event(1))
         b2 = pyro.sample("b2", dist.Normal(x.new_zeros(()), 1.0))
         sigma = pyro.sample("noise", dist.HalfNormal(x.new_ones(()))) if noise is None else noise
-        batch: Any = range(len(x))  # the examples that were handed in stand for all num_data
-        with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
-            mean = torch.tanh(x @ w1 + b1) @ w2 + b2
+        with pyro.plate("data", len(x) if y is None else num_data, subsample=range(len(x))):
+            mean = torch.relu(x @ w1 + b1) @ w2 + b2
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)
         return mean
 

@@ -200,6 +200,7 @@ class OwnParameters(nn.Module):
         if isinstance(initial, nn.Parameter):
             if self.found.get(key) is not initial and not self._belongs(initial):
                 self.found[key] = initial
+                self._declared = True
             return initial
         if key not in self.unconstrained:
             value = (initial() if callable(initial) else initial).detach().clone()
@@ -216,8 +217,9 @@ class OwnParameters(nn.Module):
         """Drop what a module took over: an autoguide that was built in this call keeps its parameters itself."""
         if self._declared:
             self._declared = False
-            for key in [key for key, parameter in self.unconstrained.items() if self._belongs(parameter)]:
-                del self.unconstrained[key]
+            for kept in (self.unconstrained, self.found):
+                for key in [key for key, parameter in kept.items() if self._belongs(parameter)]:
+                    del kept[key]
 
     def _belongs(self, parameter: nn.Parameter) -> bool:
         """Return whether one of the programs is a module that owns the parameter."""

@@ -246,7 +246,7 @@ _METADATA = {
 }
 
 
-# --- What stays deferred: scaling, transposing, group scales ----------------------------------------------------------
+# --- What stays deferred: scaling, shifting, transposing, group scales ------------------------------------------------
 
 
 def _multiply(input: Any, other: Any, **options: Any) -> Any:
@@ -265,6 +265,20 @@ def _multiply(input: Any, other: Any, **options: Any) -> Any:
         return NotImplemented
     distribution = scaled(sample.distribution, factor)
     return NotImplemented if distribution is NotImplemented else sample.derive(distribution, lambda draw: draw * factor)
+
+
+def _add(input: Any, other: Any, **options: Any) -> Any:
+    sample, summand = (input, other) if isinstance(input, DeferredSample) else (other, input)
+    if options or isinstance(summand, DeferredSample) or sample.gates or not isinstance(sample.distribution, Normal):
+        return NotImplemented
+    shape = torch.broadcast_shapes(sample.shape, getattr(summand, "shape", ()))
+    if shape == sample.shape:
+        moved = dist.Normal(sample.distribution.mean + summand, sample.distribution.stddev, validate_args=False)
+        return sample.derive(moved, lambda draw: draw + summand)
+    if sample.dim() == 1 and shape == summand.shape:  # a bias, added to the outputs of a layer: drawn for each example
+        sample.root.claim()
+        return summand + draw_per_example(Affine(F.linear), summand, sample.distribution)
+    return NotImplemented
 
 
 def _gate_axis(gate: DeferredSample) -> int | None:
@@ -389,6 +403,7 @@ _RULES: dict[Callable, Callable] = {
     **dict.fromkeys((torch.mv, Tensor.mv), lambda input, vec, **options: _matmul(input, vec, **options)),
     Tensor.__rmatmul__: lambda other, input: _matmul(input, other),
     **dict.fromkeys(_PRODUCTS, _multiply),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide), _divide),
     **dict.fromkeys((torch.t, Tensor.t, *(getattr(Tensor, name).__get__ for name in ("T", "mT"))), _transpose),
     **dict.fromkeys((torch.transpose, Tensor.transpose), _transpose),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +28,7 @@ from .checkpoint import (
     save_tensors,
 )
 from .elbo import ELBO, ELBOModule, Terms
+from .interruption import until_interrupted
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable
 from .posterior import Posterior, copies
 from .randomness import generators, own_randomness
@@ -238,7 +236,7 @@ class _Loop:
             dynamic_ncols=True,
             mininterval=0.5,
         )
-        with bar, _until_interrupted(self), pyro.validation_enabled(False):
+        with bar, until_interrupted(self.stop), pyro.validation_enabled(False):
             started = time.perf_counter() - self.seconds
             while self.step < total and not self.stopping:
                 epoch = self.step / per_epoch
@@ -255,6 +253,10 @@ class _Loop:
             if self.stopping and self.checkpoint is not None:
                 self.save()
         return self.stopping
+
+    def stop(self) -> None:
+        """Stop after the present step."""
+        self.stopping = True
 
     def take_step(self, batch: tuple[Tensor, ...], learning_rate: float, kl_weight: float) -> None:
         """Change the parameters by one stochastic gradient."""
@@ -331,7 +333,8 @@ class _Loop:
 
     def posterior(self, device: torch.device | None = None) -> Posterior:
         """Return the posterior as it stands, made of copies."""
-        return Posterior.from_loss(*copies(self.loss), device or self.device, self.example)
+        (loss,) = copies(self.loss)
+        return Posterior.from_loss(loss, device or self.device, self.example)
 
     def open_checkpoint(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
         """Save to this folder from now on; go on from what is in it if asked to."""
@@ -367,28 +370,6 @@ class _Loop:
         tensors = run_state(self.loss, self.optimizer, generators(self.device))
         facts = {key: getattr(self, key) for key in ("identity", "step", "seconds", "history", "sums")}
         save_tensors(self.checkpoint, tensors, facts)
-
-
-@contextlib.contextmanager
-def _until_interrupted(loop: _Loop) -> Iterator[None]:
-    """Turn Ctrl-C into a stop after the present step, which is not left half done; a second one acts as usual."""
-    previous = signal.getsignal(signal.SIGINT)
-    # only the main thread hears signals; a handler that Python did not set cannot be put back
-    ours = threading.current_thread() is threading.main_thread() and previous is not None
-
-    def stop(*_: Any) -> None:
-        loop.stopping = True
-        signal.signal(signal.SIGINT, previous)
-
-    if ours:
-        signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        loop.stopping = True
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, previous)
 
 
 def _at(schedule: Schedule, epoch: Fraction) -> float:

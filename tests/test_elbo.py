@@ -17,10 +17,11 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroModule, PyroParam
 from scipy import integrate, special
 from torch import nn
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 from pyro_bnn import ELBO, BayesianNet, likelihoods, local_reparameterization, priors
 from pyro_bnn.distributions import ImproperPriorError
@@ -451,6 +452,25 @@ def test_stock_autoguides_agree_with_the_loss_of_pyro(autoguide, prior, toy):
     with pyro.get_param_store().scope():
         agree(estimate(lambda: loss(*toy), 20_000), estimate(lambda: stock_loss(model, guide, *toy), 20_000))
     assert [name for name, _ in loss.named_parameters() if name.startswith("guide.")]
+    assert not list(loss.statements.parameters())  # the guide was built in the first call, and keeps what it declared
+
+
+@pytest.mark.parametrize("autoguide", [AutoNormal, AutoMultivariateNormal, AutoDelta])
+def test_the_jacobian_of_a_positive_site_counts(autoguide):
+    def model():
+        pyro.sample("z", dist.LogNormal(double(0.5), 0.8))
+
+    guide = autoguide(model, init_loc_fn=init_to_value(values={"z": double(3.0)}))
+    loss = ELBO(model, guide).double()
+    if autoguide is AutoDelta:
+        exact = -dist.LogNormal(double(0.5), 0.8).log_prob(double(3.0)).item()
+    else:  # the divergence of two log-normals is that of their logarithms
+        loss()
+        loss.double()
+        exact = kl_divergence(dist.Normal(math.log(3), 0.1), dist.Normal(0.5, 0.8)).item()
+    value, error = estimate(loss, 100_000)
+    agree((value, error), (exact, 0.0))
+    assert error < 0.01  # where the logarithm of the Jacobian, log z, is 1.1
 
 
 # --- the structure of programs ---------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def test_the_posterior_as_a_prior_of_the_next_task():
         return Posterior.from_guide(model, guide), mean, precision
 
     start = torch.zeros(4).double(), torch.eye(4).double()
-    first, mean, precision = solved(priors.Normal(1.0), x[:8], y[:8], *start)
+    first, mean, _ = solved(priors.Normal(1.0), x[:8], y[:8], *start)
     prior = first.as_prior()
     assert list(prior) == ["weight"]
     assert torch.allclose(prior["weight"].loc[0], mean, rtol=1e-12)
@@ -487,7 +487,7 @@ def test_what_belongs_to_something_else_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"tensors differ, first guide\.loc\.0: expected .*, found none"):
         Posterior.load(tmp_path / "run", model, guide=FactorizedGaussian(model))
     double = copy.deepcopy(model).double()
-    with pytest.raises(CheckpointError, match="float64.*found torch.float32"):
+    with pytest.raises(CheckpointError, match=r"float64.*found torch.float32"):
         Posterior.load(tmp_path / "run", double, guide=MeanField(double))
     with pytest.raises(CheckpointError, match="pass the guide"):
         Posterior.load(tmp_path / "run", model)

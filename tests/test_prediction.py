@@ -183,7 +183,7 @@ def test_intervals_of_known_mixtures(level):
         for j in range(5):
             m, s = means[:, j].numpy(), stddevs[:, j].numpy()
             root = brentq(
-                lambda v, m=m, s=s: norm.cdf(v, m, s).mean() - probability, (m - 9 * s).min(), (m + 9 * s).max()
+                lambda v, m=m, s=s, p=probability: norm.cdf(v, m, s).mean() - p, (m - 9 * s).min(), (m + 9 * s).max()
             )
             found = norm.cdf(float(got[j]), m, s).mean()
             near = abs(float(got[j]) - root) < 2e-3 * float(prediction.total[j].sqrt())

@@ -676,7 +676,29 @@ def test_a_use_beside_a_read_is_an_error_in_either_order():
     w, b = deferred(normal(3, 3)), deferred(normal(3))
     F.linear(x, w, b)
     with pytest.raises(WeightReuseError, match="'w'"):  # and so is a bias
-        b + 1
+        b.exp()
+
+
+def test_a_bias_added_to_the_outputs_of_a_layer_is_drawn_for_each_example():
+    law, z = normal(3), randn(4, 3)
+    draws = torch.stack([z + deferred(law) for _ in range(20_000)])
+    mean, variance, mean_error, variance_error = moments(draws)
+    assert ((mean - z - law.loc).abs() < 5 * mean_error).all()
+    assert ((variance - law.scale.square()).abs() < 5 * variance_error).all()
+    correlation = torch.corrcoef(draws[:, :, 0].T) - torch.eye(4)
+    assert correlation.abs().max() < 5 / math.sqrt(20_000)
+    b = deferred(law)
+    z + b
+    with pytest.raises(WeightReuseError, match="'w'"):
+        z + b
+
+
+def test_a_shifted_weight_stays_deferred():
+    law, shift = normal(2, 3), randn(2, 3)
+    w = shift + deferred(law)
+    assert isinstance(w, DeferredSample)
+    torch.testing.assert_close(w.distribution.mean, law.loc + shift)
+    torch.testing.assert_close(w.materialize() - shift, w.root.drawn)
 
 
 def test_reads_share_one_draw_and_warn_once():
@@ -878,7 +900,7 @@ def test_flipout_has_the_law_of_a_drawn_weight_for_each_example():
 
 
 def test_flipout_flips_signs_of_inputs_and_of_outputs():
-    # given the one draw D of the noise, noise_o = s_o sum_i x_i r_i D_oi: up to its sign it has 2^(inputs - 1) values ...
+    # given the one draw D, noise_o = s_o sum_i x_i r_i D_oi: up to its sign it has 2^(inputs - 1) values ...
     x, law = randn(3).expand(400, 3), normal(4, 3)
     noise = F.linear(x, deferred(law, flipout)) - F.linear(x, law.mean)
     sizes, which = noise[:, 0].abs().mul(1e6).round().unique(return_inverse=True)

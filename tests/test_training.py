@@ -1,6 +1,7 @@
 """fit: what it reaches, what it leaves alone, and that it can be killed.
 
-Statistical checks compare with closed forms within 5 standard errors and fixed seeds (false-alarm rate below 1e-6 each).
+Statistical checks compare with closed forms within 5 standard errors and fixed seeds (false-alarm
+rate below 1e-6 each).
 """
 
 import copy
@@ -281,7 +282,7 @@ def test_stock_guides_learn(kind):
     bound = guide.model
     result = quiet(model, guide, (x, y), epochs=120, batch_size=None, learning_rate=falling(120))
     weights = result.posterior.sample(2000)
-    mean, precision = exact(x, y, 0.3)
+    mean, _ = exact(x, y, 0.3)
     got = torch.cat([weights["weight"].mean(0).flatten(), weights["bias"].mean(0)]).double()
     assert torch.allclose(got, mean, atol=0.03)
     assert not list(guide.parameters())  # the one given was not even built
@@ -502,7 +503,7 @@ def test_guides_that_cannot_learn_or_do_not_fit():
     with pytest.raises(ValueError, match="no parameters to learn"):
         quiet(model, fixed, (x, y))
     _, other = classifier()
-    with pytest.raises(ValueError, match="has no site bias, weight.*another model"):
+    with pytest.raises(ValueError, match=r"has no site bias, weight.*another model"):
         quiet(model, other, (x, y))
 
 
@@ -773,7 +774,7 @@ def test_checkpoint_of_another_run_is_refused_by_name(tmp_path):
     changed[0] += 1
     with pytest.raises(CheckpointError, match=r"another run: data \(saved"):
         quiet(model, guide, (x, changed), checkpoint=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="tensor guide.* differ"):
+    with pytest.raises(CheckpointError, match=r"tensor guide.* differ"):
         quiet(model, FactorizedGaussian(model), (x, y), checkpoint=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"data \(saved.*tensor"):
         quiet(*classifier(), (x, torch.arange(30) % 3), checkpoint=tmp_path, resume=True)
