@@ -62,7 +62,8 @@ def mlp_regression(
         w2 = pyro.sample("w2", dist.Normal(x.new_zeros(hidden), 2 * hidden**-0.5).to_event(1))
         b2 = pyro.sample("b2", dist.Normal(x.new_zeros(()), 1.0))
         sigma = pyro.sample("noise", dist.HalfNormal(x.new_ones(()))) if noise is None else noise
-        with pyro.plate("data", len(x) if y is None else num_data, subsample=range(len(x))):
+        batch: Any = range(len(x))
+        with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
             mean = torch.relu(x @ w1 + b1) @ w2 + b2
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)
         return mean

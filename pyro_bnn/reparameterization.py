@@ -125,8 +125,8 @@ class _Defer(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         self.unfound.discard(msg["name"])
         latent = not (msg["done"] or msg["is_observed"] or msg["value"] is not None)
-        # inside a plate it is local to the data, and no weight
-        if not latent or msg["name"] in self.hide or msg["cond_indep_stack"]:
+        # inside a plate it is local to the data, and no weight; an auxiliary variable is there to be transformed
+        if not latent or msg["name"] in self.hide or msg["cond_indep_stack"] or msg["infer"].get("is_auxiliary"):
             return
         distribution: Any = msg["fn"]
         while isinstance(distribution, Independent):

@@ -19,9 +19,9 @@ def test_there_are_notebooks():
 def test_notebook_is_made_from_its_source(source):
     made = jupytext.read(source)
     committed = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-    assert [(cell.cell_type, cell.source) for cell in committed.cells] == [(c.cell_type, c.source) for c in made.cells], (
-        f"{source.name} was changed: jupytext --to ipynb notebooks/{source.name}"
-    )
+    assert [(cell.cell_type, cell.source) for cell in committed.cells] == [
+        (c.cell_type, c.source) for c in made.cells
+    ], f"{source.name} was changed: jupytext --to ipynb notebooks/{source.name}"
     assert not any(cell.get("outputs") for cell in committed.cells), "commit notebooks without outputs"
 
 
@@ -29,5 +29,7 @@ def test_notebook_is_made_from_its_source(source):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_notebook_runs(source, tmp_path):
     notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert any(output.output_type == "display_data" for cell in notebook.cells for output in cell.get("outputs", []))

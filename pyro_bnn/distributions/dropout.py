@@ -61,7 +61,7 @@ class GaussianDropout(dist.Normal):
         super(torch.distributions.Normal, self).__init__(shape, validate_args=validate_args)  # Normal's needs the scale
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor:  # type: ignore[override]
         """The standard deviation."""
         # |θ| √α rather than √(α θ²): the gradient at θ = 0 is 0, not nan
         return (0.5 * self.log_alpha).exp() * self.theta.abs()
