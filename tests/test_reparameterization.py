@@ -681,12 +681,12 @@ def test_a_use_beside_a_read_is_an_error_in_either_order():
 
 def test_a_bias_added_to_the_outputs_of_a_layer_is_drawn_for_each_example():
     law, z = normal(3), randn(4, 3)
-    draws = torch.stack([z + deferred(law) for _ in range(20_000)])
-    mean, variance, mean_error, variance_error = moments(draws)
-    assert ((mean - z - law.loc).abs() < 5 * mean_error).all()
-    assert ((variance - law.scale.square()).abs() < 5 * variance_error).all()
-    correlation = torch.corrcoef(draws[:, :, 0].T) - torch.eye(4)
-    assert correlation.abs().max() < 5 / math.sqrt(20_000)
+    draws = (z.repeat(DRAWS, 1) + deferred(law)).reshape(DRAWS, 4, 3)
+    assert_moments(draws, z + law.mean, law.variance.expand(4, 3))
+    correlation = torch.corrcoef(draws.flatten(1).T) - torch.eye(12)
+    assert correlation.abs().max() < 5 / math.sqrt(DRAWS)
+    single = (torch.zeros(1, 2, 3).double() + deferred(law))[0]  # one draw for all positions of an example
+    assert (single[0] == single[1]).all()
     b = deferred(law)
     z + b
     with pytest.raises(WeightReuseError, match="'w'"):
@@ -709,6 +709,15 @@ def test_reads_share_one_draw_and_warn_once():
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(first.cumsum(1), third)
     assert not isinstance(second, DeferredSample)
+
+
+def test_a_read_with_scales_is_the_product():
+    laws = {"scale": normal(1, 3), "unit": normal(4, 3)}
+    w, trace = composed(priors.NormalJeffreys(), (4, 3), 1, laws, per_example_scales=True)
+    with pytest.warns(ReparameterizationWarning, match=r"'w\.unit': cumsum"):
+        read = (2 * w).cumsum(0)
+    z, unit = (trace.nodes[f"w.{part}"]["value"].root.drawn for part in ("scale", "unit"))
+    torch.testing.assert_close(read, (2 * unit * z).cumsum(0))
 
 
 def test_warnings_come_once_for_each_site_of_a_run():
