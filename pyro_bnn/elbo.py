@@ -221,6 +221,10 @@ class OwnParameters(nn.Module):
                 for key in [key for key, parameter in kept.items() if self._belongs(parameter)]:
                     del kept[key]
 
+    def adopt(self, name: str, unconstrained: Tensor) -> None:
+        """Take a copy of a parameter that was learned elsewhere, by its unconstrained value."""
+        self.unconstrained[_key(name)] = nn.Parameter(unconstrained.detach().clone())
+
     def _belongs(self, parameter: nn.Parameter) -> bool:
         """Return whether one of the programs is a module that owns the parameter."""
         if self._known.get(id(parameter)) is not parameter:

@@ -165,7 +165,7 @@ class Posterior:
             trace = poutine.trace(self.guide, param_only=True).get_trace(*self._example)
             learned = {name: store._params[name] for name in trace.param_nodes if name in known}
         for name, value in learned.items():
-            self._statements.unconstrained[name.replace(".", "/")] = nn.Parameter(value.detach().clone())
+            self._statements.adopt(name, value)
 
     @property
     def _device(self) -> torch.device:

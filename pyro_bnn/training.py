@@ -29,7 +29,7 @@ from .checkpoint import (
 )
 from .elbo import ELBO, ELBOModule, Terms
 from .interruption import until_interrupted
-from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable
+from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable, require_whole_plate
 from .posterior import Posterior, copies
 from .randomness import generators, own_randomness
 from .reparameterization import local_reparameterization
@@ -114,7 +114,8 @@ def fit(
 
     Model and guide are copied: the ones given, the global random state and Pyro's parameter store stay as they were.
     One seed fixes every bit of the result on one device and release of torch. All batches have one size: what is left
-    of a permutation of the data is carried into the next epoch.
+    of a permutation of the data is carried into the next epoch. (A module that a plain function closes over cannot be
+    copied and is trained in place.)
 
     Args:
         model: a ``BayesianNet`` or any Pyro program with a plate over its data.
@@ -204,15 +205,14 @@ class _Loop:
         """Run the programs once: functions declare their parameters, autoguides are built, mismatches are said."""
         self.loss.eval()  # batch norm must not count this pass
         batch = next(self.batches.stream(0, self.device))
-        self.example = tuple(
-            part[:1].clone() for part in batch
-        )  # a guide that reads its arguments is called with these later
+        self.example = tuple(part[:1].clone() for part in batch)  # for a guide that reads its arguments
         model_trace = self.loss.trace(*batch)
         self.loss.train()
         everything = self.batches.tensors[1:] if isinstance(self.batches, TensorBatches) else batch[1:]
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and site["is_observed"] and len(batch) > 1 and site["value"] is batch[1]:
                 require_observable(name, site["fn"], everything[0])
+                require_whole_plate(name, site["cond_indep_stack"], self.batches.num_data)
 
     def run(
         self,

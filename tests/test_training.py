@@ -826,3 +826,15 @@ def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(training._Loop, "save", lambda self: (steps.append(self.step), save(self)))
     quiet(*linear(), toy(), epochs=5, batch_size=10, checkpoint=tmp_path, checkpoint_every=2)
     assert steps == [6, 12, 15]
+
+
+def test_a_hand_written_plate_of_another_size_is_refused():
+    x, y = toy(12)
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):  # forgets that a batch stands for all the data
+            pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+    with pytest.raises(ValueError, match=r"plate 'data' of 4 examples but the data have 12.*pyro\.plate\('data', 12"):
+        fit(model, MeanField(model, x, y), (x, y), epochs=1, batch_size=4, progress=False)
