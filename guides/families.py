@@ -107,6 +107,9 @@ def _plant(tree: nn.Module, name: str, family: nn.Module) -> None:
         if part not in tree._modules:
             tree.add_module(part, nn.Module())
         tree = tree.get_submodule(part)
+    below = tree._modules.pop(last, None)  # of sites "w.scale" and "w" the first may have made a container
+    for child, module in () if below is None else below.named_children():
+        family.add_module(child, module)
     tree.add_module(last, family)
 
 

@@ -14,14 +14,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from . import priors
 from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .elbo import ELBOModule, OwnParameters
 from .network import BayesianNet
-from .prediction import Prediction, components_of, summarize
+from .prediction import Predict, Prediction, components_of, summarize
 from .randomness import own_randomness
 from .reparameterization import Reparameterized
 
@@ -277,7 +276,7 @@ class Posterior:
         """Return the parameters of the predictive distribution of each draw for a batch."""
 
         def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            with _Predict(values) as seen:
+            with Predict(values) as seen:
                 self.model(x)
             return components_of(seen.predicted())
 
@@ -391,31 +390,5 @@ def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-_CHUNK = (
-    2_000_000  # numbers in flight per draw and batch: large enough for the matrix products, small beside any data set
-)
-
-
-class _Predict(Messenger):
-    """Answer latent sites with one draw; note the distributions of all other sites without sampling them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.found: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample" and msg["value"] is None:
-            self.found[msg["name"]] = msg["fn"]
-            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
-
-    def predicted(self) -> Any:
-        """Return the distribution of the data."""
-        if not self.found:
-            raise ValueError(
-                "predict: the model has no unobserved data site; "
-                "it is called as model(x) and must sample y when y is None"
-            )
-        return list(self.found.values())[-1]
+# Numbers in flight per draw and batch: large enough for the matrix products, small beside any data set.
+_CHUNK = 2_000_000

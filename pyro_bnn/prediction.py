@@ -17,11 +17,12 @@ Source: Depeweg et al. (2018), section 3, https://arxiv.org/abs/1710.07283.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
@@ -208,3 +209,28 @@ def _statistics(part: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)
+
+
+class Predict(Messenger):
+    """Answer latent sites with one draw; note the distributions of all other sites without sampling them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.found: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample" and msg["value"] is None:
+            self.found[msg["name"]] = msg["fn"]
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+
+    def predicted(self) -> Any:
+        """Return the distribution of the data."""
+        if not self.found:
+            raise ValueError(
+                "predict: the model has no unobserved data site; "
+                "it is called as model(x) and must sample y when y is None"
+            )
+        return list(self.found.values())[-1]

@@ -64,7 +64,9 @@ def local_reparameterization(
 
     Exact for one use of a weight per example in linear layers. In convolutions, and in linear layers that see several
     positions of one example, every output of a Gaussian weight has its exact marginal distribution but the covariances
-    between positions are dropped. For training only: prediction draws real weights, one network for the whole batch.
+    between positions are dropped. A deferred vector that is added to a larger tensor is taken for the bias of a layer
+    and drawn for each index of the first axis. For training only: prediction draws real weights, one network for the
+    whole batch.
 
     Args:
         guide: a guide of any kind. Left alone are sites of other distributions than Normal and ``BernoulliDropout``

@@ -552,3 +552,12 @@ def test_all_guides_can_be_trained():
             optimizer.step()
             history.append(value.item())
         assert np.mean(history[-4:]) < np.mean(history[:4])
+
+
+def test_a_site_may_have_the_name_of_others_with_something_behind():
+    def prior(name, shape, group_dim):
+        scale = pyro.sample(f"{name}.s", dist.HalfNormal(torch.ones(shape)).to_event(len(shape)))
+        return pyro.sample(name, dist.Normal(torch.zeros(shape), scale).to_event(len(shape)))
+
+    model = BayesianNet(nn.Linear(2, 1), prior, likelihoods.Gaussian(0.1), num_data=3)
+    assert set(MeanField(model).distributions()) == {"weight.s", "weight"}

@@ -27,7 +27,8 @@ def test_notebook_is_made_from_its_source(source):
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery; the notebook's own warnings are in its own process
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_notebook_runs(source, tmp_path):
+def test_notebook_runs(source, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
     notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
