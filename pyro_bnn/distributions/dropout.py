@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
-from .log_uniform import LogUniform, Shape
+from .log_uniform import LogUniform, Shape, broadcast
 
 __all__ = ["BernoulliDropout", "GaussianDropout"]
 
@@ -57,7 +57,7 @@ class GaussianDropout(dist.Normal):
     ) -> None:
         self.theta, self.log_alpha, self.keep = loc, log_alpha, keep
         self.loc = loc if keep is None else loc * keep
-        shape = torch.broadcast_shapes(loc.shape, log_alpha.shape)
+        shape = broadcast(loc.shape, log_alpha.shape)
         super(torch.distributions.Normal, self).__init__(shape, validate_args=validate_args)  # Normal's needs the scale
 
     @property
@@ -78,7 +78,7 @@ class GaussianDropout(dist.Normal):
 
 @register_kl(GaussianDropout, LogUniform)
 def _kl_gaussian_dropout_log_uniform(q: GaussianDropout, p: LogUniform) -> Tensor:
-    return p.kl(q.log_alpha).expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    return p.kl(q.log_alpha).expand(broadcast(q.batch_shape, p.batch_shape))
 
 
 class BernoulliDropout(TorchDistribution):
