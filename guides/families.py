@@ -8,6 +8,7 @@ samples every site from its own,
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -63,6 +64,14 @@ class LogNormal(nn.Module):
         return dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False).to_event(self.loc.dim())
 
 
+class Plate(NamedTuple):
+    """A plate that a latent site lies in."""
+
+    name: str
+    size: int
+    dim: int
+
+
 class Factorized(PyroModule):
     """A guide that samples each site from a family of its own.
 
@@ -71,12 +80,19 @@ class Factorized(PyroModule):
     Args:
         families: the family of each site, in the order of the model.
         slabs: the slab width of each weight that has a regularised horseshoe prior; :meth:`moments` needs it.
+        plates: those that each site of a hand-written program lies in.
     """
 
-    def __init__(self, families: Mapping[str, nn.Module], slabs: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        families: Mapping[str, nn.Module],
+        slabs: Mapping[str, Tensor] | None = None,
+        plates: Mapping[str, tuple[Plate, ...]] | None = None,
+    ) -> None:
         super().__init__()
         self.names = list(families)
         self.slabs = dict(slabs or {})
+        self.plates = {name: site_plates for name, site_plates in (plates or {}).items() if site_plates}
         self.sites = nn.Module()
         for name, family in families.items():
             _plant(self.sites, name, family)
@@ -92,12 +108,28 @@ class Factorized(PyroModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; the arguments are the model's and are not looked at."""
-        return {name: pyro.sample(name, q) for name, q in self.distributions().items()}
+        draws, open_plates = {}, {}
+        for name, q in self.distributions().items():
+            with contextlib.ExitStack() as stack:
+                for plate in self.plates.get(name, ()):
+                    if plate not in open_plates:
+                        open_plates[plate] = pyro.plate(plate.name, plate.size, dim=plate.dim)
+                    stack.enter_context(open_plates[plate])
+                    q = _in_plate(q, plate)
+                draws[name] = pyro.sample(name, q)
+        return draws
 
     @torch.no_grad()
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return mean and variance of every weight, the scales of scale mixtures marginalised."""
         return weight_moments(self.distributions(), self.slabs)
+
+
+def _in_plate(q: Any, plate: Plate) -> Any:
+    """Return q with the axes of the plate in its batch shape rather than in its event."""
+    base = q.base_dist if isinstance(q, torch.distributions.Independent) else q
+    axes = len(q.batch_shape) + len(q.event_shape)
+    return base.to_event(axes - max(-plate.dim, len(q.batch_shape)))
 
 
 def _plant(tree: nn.Module, name: str, family: nn.Module) -> None:
@@ -120,6 +152,7 @@ class Latent(NamedTuple):
     initial: Tensor
     support: Any
     group_dim: int | None
+    plates: tuple[Plate, ...] = ()
 
 
 def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Latent]:
@@ -147,7 +180,9 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
             raise ValueError(
                 f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples"
             )
-        sites[name] = Latent(site["value"].detach(), site["fn"].support, group_dims.get(name.removesuffix(".unit")))
+        plates = tuple(Plate(f.name, f.size, f.dim) for f in site["cond_indep_stack"] if f.vectorized)
+        group_dim = group_dims.get(name.removesuffix(".unit"))
+        sites[name] = Latent(site["value"].detach(), site["fn"].support, group_dim, plates)
     if not sites:
         raise ValueError("the model has no latent site: there is nothing to infer")
     return sites

@@ -37,7 +37,6 @@ class MeanField(Factorized):
     def __init__(self, model: Callable[..., Any], *args: Any, init_scale: float = 1e-2, **kwargs: Any) -> None:
         if not init_scale > 0:
             raise ValueError(f"MeanField: expected init_scale above zero, got {init_scale}")
-        families = {}
-        for name, site in latent_sites(model, *args, **kwargs).items():
-            families[name] = family_for(name, site.support)(site.initial, init_scale)
-        super().__init__(families, slab_widths(model))
+        sites = latent_sites(model, *args, **kwargs)
+        families = {name: family_for(name, site.support)(site.initial, init_scale) for name, site in sites.items()}
+        super().__init__(families, slab_widths(model), {name: site.plates for name, site in sites.items()})

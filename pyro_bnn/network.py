@@ -80,6 +80,10 @@ class BayesianNet(PyroModule):
             raise ValueError(
                 f"BayesianNet: expected subsample_size in 1 ... {num_data} (num_data), got {subsample_size}"
             )
+        if isinstance(likelihood, type) or not callable(likelihood):
+            raise ValueError(
+                f"BayesianNet: expected a likelihood such as likelihoods.Categorical(), got {likelihood!r}"
+            )
         self.net = copy.deepcopy(net)
         self.likelihood = copy.deepcopy(likelihood)
         self.num_data = num_data
@@ -113,7 +117,7 @@ class BayesianNet(PyroModule):
             if isinstance(batch, Tensor):
                 x, y = x[batch], None if y is None else y[batch]
             outputs = self._run(weights, x)
-            pyro.sample("y", self.likelihood(outputs, **unknowns), obs=y)
+            pyro.sample("y", _observable(self.likelihood(outputs, **unknowns), y), obs=y)
         return outputs
 
     def weights(self) -> dict[str, Tensor]:
@@ -246,7 +250,7 @@ class InitialValues(Messenger):
         if msg["name"] in self.names:
             msg["value"] = self.initial
         else:
-            msg["value"] = self.initial.new_ones(msg["fn"].shape()) if default is None else default
+            msg["value"] = self.initial.new_ones(msg["fn"].shape()) if default is None else default.to(self.initial)
         msg["done"] = True
 
 
@@ -264,6 +268,14 @@ class _Reads(TorchFunctionMode):
         if getattr(func, "__name__", "") != "__get__" or isinstance(result, Tensor):
             self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         return result
+
+
+def _observable(distribution: dist.TorchDistribution, y: Tensor | None) -> dist.TorchDistribution:
+    """Return the distribution of the data, once they are of a dtype that it can have."""
+    base = getattr(distribution, "base_dist", distribution)
+    if y is not None and not y.is_floating_point() and isinstance(base, torch.distributions.Bernoulli):
+        raise ValueError(f"BayesianNet: yes-or-no data are 0. and 1. of a float dtype, got {y.dtype}; use y.float()")
+    return distribution
 
 
 def group_dim(layer: nn.Module, parameter: str) -> int | None:

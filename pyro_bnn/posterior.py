@@ -78,11 +78,14 @@ class Posterior:
             draws: for each latent site a tensor (chain, draw, ...).
 
         Raises:
-            ValueError: tensors that disagree on chains and draws, or none; numbers that are not finite.
+            ValueError: a site of the network that is missing or of another shape; tensors that disagree on chains and
+                draws, or none; numbers that are not finite.
         """
         counts = {name: tuple(value.shape[:2]) for name, value in draws.items()}
         if len(set(counts.values())) != 1 or 0 in (shape := next(iter(counts.values()))) or len(shape) != 2:
             raise ValueError(f"Posterior.from_draws: expected one (chain, draw) for all sites, got {counts}")
+        if isinstance(model, BayesianNet):
+            _require_sites(model, {name: tuple(value.shape[2:]) for name, value in draws.items()})
         for name, value in draws.items():
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Posterior.from_draws: the draws of {name!r} have numbers that are not finite")
@@ -369,6 +372,18 @@ def copies(*programs: Any) -> Any:
         guide._model = reference
         memo[id(guide)]._model = copy.deepcopy(reference, memo)
     return copied
+
+
+def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse draws that are not those of the latent sites of the network."""
+    trace = poutine.trace(model.initialize).get_trace()
+    expected = {name: tuple(site["value"].shape) for name, site in _samples(trace) if not site["is_observed"]}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"Posterior.from_draws: site {name!r}: expected draws of shape {expected.get(name, 'none, no such site')}, "
+                f"got {found.get(name, 'none')}; the sites of the model are {', '.join(expected)}"
+            )
 
 
 def _each(sites: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -309,9 +309,9 @@ class GaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
-        if not len(scales) == len(probs) == len(locs):
+        if not len(scales) == len(probs) == len(locs) or not len(scales):
             raise ValueError(
-                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; they go together"
+                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; expected one or more of each"
             )
         dtype = torch.get_default_dtype()
         self.register_buffer("scales", _positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype)))

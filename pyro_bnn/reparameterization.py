@@ -177,7 +177,8 @@ class Root:
     def _error(self) -> WeightReuseError:
         return WeightReuseError(
             f"site {self.name!r} is used twice in one forward pass: a deferred weight has one use, "
-            f"a second one would give it a second value. Sample it as usual with hide=[{self.name!r}]"
+            "a second one would give it a second value. Sample it as usual: "
+            f"local_reparameterization(guide, hide=[{self.name!r}]), which fit takes as a guide too"
         )
 
 

@@ -32,7 +32,7 @@ from .interruption import until_interrupted
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable, require_whole_plate
 from .posterior import Posterior, copies
 from .randomness import generators, own_randomness
-from .reparameterization import local_reparameterization
+from .reparameterization import Reparameterized, local_reparameterization
 
 __all__ = ["Fit", "NonFiniteError", "Progress", "fit", "linear_warmup"]
 
@@ -81,9 +81,14 @@ class Fit:
 def linear_warmup(start: float, end: float) -> Callable[[float], float]:
     """Return a schedule that is zero until epoch ``start`` and rises linearly to one at epoch ``end``.
 
+    Raises:
+        ValueError: an end that is not after the start.
+
     >>> [linear_warmup(5, 15)(epoch) for epoch in (0, 5, 10, 15, 20)]
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
+    if not start < end:
+        raise ValueError(f"linear_warmup: expected start < end, got {start} and {end}")
     return lambda epoch: min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
@@ -128,7 +133,8 @@ def fit(
         seed: of the permutations and of all noise.
         kl_weight: :math:`\beta`, a number or a function of the epoch such as ``linear_warmup(5, 20)``.
         num_particles: draws from the guide at each step.
-        reparameterize: use local reparameterization.
+        reparameterize: use local reparameterization, unless the guide comes with it:
+            ``local_reparameterization(guide, hide=[...])``.
         optimizer: called as ``optimizer(parameters, lr=...)``.
         device: where to train, ``"cuda"`` say; ``None``: where the guide's parameters are. The result comes back to
             where the model was.
@@ -150,6 +156,13 @@ def fit(
             "fit: expected epochs, checkpoint_every and num_particles of at least 1, "
             f"got {epochs, checkpoint_every, num_particles}"
         )
+    for name, value, least in (("learning_rate", learning_rate, "above 0"), ("kl_weight", kl_weight, "of at least 0")):
+        if not callable(value) and not (value > 0 or (value == 0 and name == "kl_weight")):
+            raise ValueError(f"fit: expected a {name} {least}, got {value}")
+    if isinstance(guide, type):
+        raise ValueError(
+            f"fit: the guide is the class {guide.__name__}; build it from the model, {guide.__name__}(model)"
+        )
     if resume and checkpoint is None:
         raise ValueError("fit: resume=True goes on from a checkpoint; say where it is, checkpoint=FOLDER")
     home = _home(model, guide)
@@ -161,7 +174,8 @@ def fit(
     batches = minibatches(data, batch_size, seed, getattr(model, "num_data", None))
     model, guide = copies(model, guide)
     with own_randomness(target, seed), batches.borrowed():
-        loss = ELBO()(model, local_reparameterization(guide) if reparameterize else guide).to(target)
+        wrap = reparameterize and not isinstance(guide, Reparameterized)  # one that is wrapped already has its settings
+        loss = ELBO()(model, local_reparameterization(guide) if wrap else guide).to(target)
         loop = _Loop(loss, batches, optimizer, num_particles, target)
         if checkpoint is not None:
             settings: dict[str, Any] = {"seed": seed, "num_particles": num_particles, "reparameterize": reparameterize}

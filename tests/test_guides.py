@@ -561,3 +561,25 @@ def test_a_site_may_have_the_name_of_others_with_something_behind():
 
     model = BayesianNet(nn.Linear(2, 1), prior, likelihoods.Gaussian(0.1), num_data=3)
     assert set(MeanField(model).distributions()) == {"weight.s", "weight"}
+
+
+def test_mean_field_of_weights_in_plates_has_the_exact_optimum():
+    torch.manual_seed(0)
+    x = torch.randn(30, 4)
+    x = torch.linalg.qr(x)[0] * 3  # orthogonal inputs: the posterior factorises
+    y = x @ torch.tensor([1.0, -1.0, 0.5, 0.0]) + 0.2 * torch.randn(30)
+
+    def model(x, y=None):
+        with pyro.plate("groups", 2, dim=-2), pyro.plate("members", 2, dim=-1):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        bias = pyro.sample("bias", dist.Normal(torch.zeros(1), 1e-3).to_event(1))
+        with pyro.plate("data", 30):
+            pyro.sample("y", dist.Normal(x @ w.flatten() + bias, 0.2), obs=y)
+
+    guide = MeanField(model, x, y)
+    result = fit(model, guide, (x, y), epochs=1200, learning_rate=lambda e: 0.03 * (1 - e / 1200), progress=False)
+    mean, variance = result.posterior.moments()["w"]
+    precision = 9 / 0.2**2 + 1
+    torch.testing.assert_close(mean.flatten(), x.T @ y / 0.2**2 / precision, atol=5e-3, rtol=0)
+    torch.testing.assert_close(variance * precision, torch.ones(2, 2), atol=0.15, rtol=0)
+    assert result.posterior.sample(7)["w"].shape == (7, 2, 2)

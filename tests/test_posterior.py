@@ -512,3 +512,13 @@ def test_draws_of_another_model_are_refused(tmp_path):
     programs.save(tmp_path / "program")
     with pytest.raises(CheckpointError, match="belongs to another model"):
         Posterior.load(tmp_path / "program", model)
+
+
+def test_draws_that_lack_a_site_of_the_network_are_refused():
+    model = BayesianNet(nn.Linear(3, 2), {"*": priors.Normal()}, likelihoods.Categorical(), num_data=4)
+    weight, bias = torch.randn(1, 5, 2, 3), torch.randn(1, 5, 2)
+    assert Posterior.from_draws(model, {"weight": weight, "bias": bias}).predict(torch.randn(4, 3)).mean.shape == (4, 2)
+    with pytest.raises(ValueError, match="site 'bias': expected draws of shape \\(2,\\), got none"):
+        Posterior.from_draws(model, {"weight": weight})
+    with pytest.raises(ValueError, match="site 'weight': expected draws of shape \\(2, 3\\)"):
+        Posterior.from_draws(model, {"weight": weight.mT, "bias": bias})

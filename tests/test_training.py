@@ -30,6 +30,7 @@ from pyro_bnn.data import DataError
 from pyro_bnn.guides import FactorizedGaussian, MeanField
 from pyro_bnn.minibatches import minibatches
 from pyro_bnn.models import linear_regression
+from pyro_bnn.reparameterization import local_reparameterization
 from pyro_bnn.training import NonFiniteError
 
 CPU = torch.device("cpu")
@@ -838,3 +839,35 @@ def test_a_hand_written_plate_of_another_size_is_refused():
 
     with pytest.raises(ValueError, match=r"plate 'data' of 4 examples but the data have 12.*pyro\.plate\('data', 12"):
         fit(model, MeanField(model, x, y), (x, y), epochs=1, batch_size=4, progress=False)
+
+
+def test_a_guide_that_is_wrapped_already_keeps_its_settings():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+            self.b = nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    x, y = torch.randn(8, 3), torch.randint(3, (8,))
+    model = BayesianNet(Tied(), priors.Normal(), likelihoods.Categorical(), num_data=8)
+    guide = MeanField(model)
+    with pytest.raises(RuntimeError, match=r"hide=\['a.weight'\]\), which fit takes as a guide too"):
+        fit(model, guide, (x, y), epochs=1, progress=False)
+    assert fit(model, local_reparameterization(guide, hide=["a.weight"]), (x, y), epochs=1, progress=False).posterior
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": -1.0}, {"learning_rate": 0.0}, {"kl_weight": -0.5}])
+def test_negative_rates_are_refused(setting):
+    x, y = toy(12)
+    model, guide = linear(12)
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        fit(model, guide, (x, y), epochs=1, progress=False, **setting)
+
+
+def test_a_warmup_needs_time():
+    with pytest.raises(ValueError, match="start < end"):
+        linear_warmup(5, 5)

@@ -10,6 +10,7 @@ Source: Molchanov, Ashukha & Vetrov (2017), section 4.3; Louizos, Ullrich & Well
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +84,18 @@ def prune(posterior: Posterior, threshold: float = 3.0, group_threshold: float |
             as ``threshold`` if not given.
 
     Raises:
-        TypeError: the model is a hand-written program and has no network.
-        ValueError: the posterior gives weights no variance, as a point estimate does: there is nothing to prune by.
+        TypeError: no posterior of a ``BayesianNet``; a hand-written program has no network.
+        ValueError: a threshold that is no number; a posterior that gives weights no variance, as a point estimate does:
+            there is nothing to prune by.
     """
+    if not isinstance(posterior, Posterior):
+        raise TypeError(
+            f"prune: expected a Posterior, got {type(posterior).__name__}; fit returns it as result.posterior"
+        )
     if not isinstance(posterior.model, BayesianNet):
         raise TypeError("prune: a hand-written program has no network to prune; write it as a BayesianNet")
+    if math.isnan(threshold) or (group_threshold is not None and math.isnan(group_threshold)):
+        raise ValueError(f"prune: expected numbers as thresholds, got {threshold} and {group_threshold}")
     found = posterior.moments()
     moments = {name: found[name] for name in posterior.model.names}
     if all(not bool(variance.any()) for _, variance in moments.values()):
