@@ -381,7 +381,7 @@ def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> 
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"Posterior.from_draws: site {name!r}: expected draws of shape {expected.get(name, 'none, no such site')}, "
+                f"Posterior.from_draws: site {name!r}: expected draws of shape {expected.get(name, 'none')}, "
                 f"got {found.get(name, 'none')}; the sites of the model are {', '.join(expected)}"
             )
 

@@ -311,7 +311,8 @@ class GaussianMixture(nn.Module):
         probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
         if not len(scales) == len(probs) == len(locs) or not len(scales):
             raise ValueError(
-                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; expected one or more of each"
+                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; "
+                "expected one or more, of each as many"
             )
         dtype = torch.get_default_dtype()
         self.register_buffer("scales", _positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype)))

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_bnn import ELBO, BayesianNet, likelihoods, local_reparameterization, priors
+from pyro_bnn import ELBO, BayesianNet, fit, likelihoods, local_reparameterization, priors
 from pyro_bnn.distributions import kl_log_uniform, kl_log_uniform_approximate
 from pyro_bnn.guides import (
     BernoulliDropout,
@@ -580,6 +580,7 @@ def test_mean_field_of_weights_in_plates_has_the_exact_optimum():
     result = fit(model, guide, (x, y), epochs=1200, learning_rate=lambda e: 0.03 * (1 - e / 1200), progress=False)
     mean, variance = result.posterior.moments()["w"]
     precision = 9 / 0.2**2 + 1
-    torch.testing.assert_close(mean.flatten(), x.T @ y / 0.2**2 / precision, atol=5e-3, rtol=0)
+    # half a posterior standard deviation for the noise of the steps
+    torch.testing.assert_close(mean.flatten(), x.T @ y / 0.2**2 / precision, atol=0.03, rtol=0)
     torch.testing.assert_close(variance * precision, torch.ones(2, 2), atol=0.15, rtol=0)
     assert result.posterior.sample(7)["w"].shape == (7, 2, 2)
