@@ -156,9 +156,9 @@ def fit(
             "fit: expected epochs, checkpoint_every and num_particles of at least 1, "
             f"got {epochs, checkpoint_every, num_particles}"
         )
-    for name, value, least in (("learning_rate", learning_rate, "above 0"), ("kl_weight", kl_weight, "of at least 0")):
-        if not callable(value) and not (value > 0 or (value == 0 and name == "kl_weight")):
-            raise ValueError(f"fit: expected a {name} {least}, got {value}")
+    for name, value in (("learning_rate", learning_rate), ("kl_weight", kl_weight)):
+        if not callable(value) and not value >= 0:
+            raise ValueError(f"fit: expected a {name} of at least 0, got {value}")
     if isinstance(guide, type):
         raise ValueError(
             f"fit: the guide is the class {guide.__name__}; build it from the model, {guide.__name__}(model)"
@@ -241,15 +241,8 @@ class _Loop:
         per_epoch, validated = self.batches.per_epoch, is_validation_enabled()
         total = math.ceil(epochs * per_epoch)
         stream = self.batches.stream(self.step, self.device)
-        bar = tqdm(
-            total=total,
-            initial=self.step,
-            desc="fit",
-            unit="step",
-            disable=not progress,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        look: dict[str, Any] = {"desc": "fit", "unit": "step", "dynamic_ncols": True, "mininterval": 0.5}
+        bar = tqdm(total=total, initial=self.step, disable=not progress, **look)
         with bar, until_interrupted(self.stop), pyro.validation_enabled(False):
             started = time.perf_counter() - self.seconds
             while self.step < total and not self.stopping:
@@ -278,17 +271,14 @@ class _Loop:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
         particles = [self.loss.terms(*batch) for _ in range(self.num_particles)]
-        loss = (
-            sum((terms.loss(kl_weight) for terms in particles[1:]), particles[0].loss(kl_weight)) / self.num_particles
-        )
+        loss = sum((terms.loss(kl_weight) for terms in particles[1:]), particles[0].loss(kl_weight))
+        loss = loss / self.num_particles
         loss.backward()
         with torch.no_grad():
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
             data = sum((terms.data for terms in particles[1:]), particles[0].data) / self.num_particles
-            kl = (
-                sum((kl for terms in particles for kl in terms.kl.values()), torch.zeros_like(data))
-                / self.num_particles
-            )
+            kl = sum((kl for terms in particles for kl in terms.kl.values()), torch.zeros_like(data))
+            kl = kl / self.num_particles
             sums = dict(zip(("loss", "data", "kl", "norm"), torch.stack([loss, data, kl, norm]).tolist(), strict=True))
         if not all(map(math.isfinite, sums.values())):
             raise self.non_finite(loss, particles)

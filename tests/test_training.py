@@ -860,7 +860,7 @@ def test_a_guide_that_is_wrapped_already_keeps_its_settings():
     assert fit(model, local_reparameterization(guide, hide=["a.weight"]), (x, y), epochs=1, progress=False).posterior
 
 
-@pytest.mark.parametrize("setting", [{"learning_rate": -1.0}, {"learning_rate": 0.0}, {"kl_weight": -0.5}])
+@pytest.mark.parametrize("setting", [{"learning_rate": -1.0}, {"kl_weight": -0.5}])
 def test_negative_rates_are_refused(setting):
     x, y = toy(12)
     model, guide = linear(12)
