@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,18 +12,18 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from . import priors
 from .checkpoint import CheckpointError, load_tensors, save_tensors
+from .copying import copies
 from .elbo import ELBOModule, OwnParameters
 from .network import BayesianNet
 from .prediction import Predict, Prediction, components_of, summarize
 from .randomness import own_randomness
 from .reparameterization import Reparameterized
 
-__all__ = ["Posterior", "copies"]
+__all__ = ["Posterior"]
 
 
 class Posterior:
@@ -36,6 +35,10 @@ class Posterior:
     Attributes:
         model: the model, in evaluation mode.
         guide: the guide, or ``None`` for draws.
+        statistics: what the sampler noted with each draw, (chain, draw): ``lp`` (the log-density in nats),
+            ``acceptance_rate``, ``diverging``, ``step_size`` and others; empty for a guide.
+        facts: how the posterior was made, as far as it is known: ``method``, ``seconds``, ``gradients`` (evaluations of
+            the gradient, over all chains), ``data`` (a SHA-256 of the training data), ``settings``, ``warnings``.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class Posterior:
         draws: Mapping[str, Tensor] | None = None,
         statements: Any = None,
         example: tuple = (),
+        statistics: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.guide = model, guide
+        self.statistics, self.facts = dict(statistics or {}), dict(facts or {})
         self._draws = None if draws is None else dict(draws)
         self._statements = statements or OwnParameters(model, guide)
         self._example = example
@@ -70,12 +76,20 @@ class Posterior:
         return posterior
 
     @classmethod
-    def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor]) -> Posterior:
+    def from_draws(
+        cls,
+        model: Callable[..., Any],
+        draws: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Posterior:
         """Return the posterior made of draws.
 
         Args:
             model: the model that was sampled.
             draws: for each latent site a tensor (chain, draw, ...).
+            statistics: of each draw, (chain, draw).
+            facts: how the draws were made.
 
         Raises:
             ValueError: a site of the network that is missing or of another shape; tensors that disagree on chains and
@@ -89,7 +103,8 @@ class Posterior:
         for name, value in draws.items():
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Posterior.from_draws: the draws of {name!r} have numbers that are not finite")
-        return cls(copy.deepcopy(model), draws={name: value.detach().clone() for name, value in draws.items()})
+        own = {name: value.detach().clone() for name, value in draws.items()}
+        return cls(copy.deepcopy(model), draws=own, statistics=statistics, facts=facts)
 
     @classmethod
     def from_loss(cls, loss: ELBOModule, device: torch.device, example: tuple = ()) -> Posterior:
@@ -261,9 +276,39 @@ class Posterior:
             draws: in all.
             seed: of the draws; the same seed gives the same draws.
         """
-        generator = torch.Generator().manual_seed(seed)
         with self._quietly(seed):
             chosen = None if self._draws is None else self._pick(draws)
+        yield from self._stream(x, draws, chosen, seed)
+
+    @torch.no_grad()
+    def functions(self, x: Tensor, draws: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Return what every draw predicts at x, chain by chain: (chain, draw, n, ...).
+
+        Function values, unlike weights, can be compared between chains: a network whose hidden units are permuted is
+        the same function. The names are those of :func:`~pyro_bnn.prediction.components_of`. All draws are kept, so
+        memory grows with their number.
+
+        Args:
+            x: inputs (n, ...).
+            draws: for each chain the last so many; of a guide, so many independent draws, 100 by default.
+            seed: of a guide's draws.
+
+        Raises:
+            ValueError: more draws than there are, or none.
+        """
+        chains, there = (1, draws or 100) if self._draws is None else next(iter(self._draws.values())).shape[:2]
+        num = there if draws is None else draws
+        if not 1 <= num <= there:
+            raise ValueError(f"functions: expected draws from 1 to {there}, got {num}")
+        rows = torch.arange(chains * there).view(chains, there)[:, there - num :].flatten()
+        parts = list(self._stream(x, chains * num, None if self._draws is None else rows, seed))
+        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: value.unflatten(0, (chains, num)) for name, value in together.items()}
+
+    def _stream(self, x: Tensor, draws: int, chosen: Tensor | None, seed: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the predictions of the chosen draws, or of fresh ones, some at a time."""
+        generator = torch.Generator().manual_seed(seed)
+        with self._quietly(seed):
             one = self._guide_draws(1) if chosen is None else self._kept(chosen[:1])
             size = sum(value.numel() for value in one.values())
         step = max(1, min(64, _CHUNK // size))
@@ -298,7 +343,9 @@ class Posterior:
             CheckpointError: the disk is full or cannot be written.
         """
         kind = "guide" if self._draws is None else "draws"
-        save_tensors(path, self._state(), {"kind": kind, "num_data": getattr(self.model, "num_data", None)})
+        statistics = {f"statistics.{name}": value for name, value in self.statistics.items()}
+        facts = {"kind": kind, "num_data": getattr(self.model, "num_data", None), "made": self.facts}
+        save_tensors(path, self._state() | statistics, facts)
 
     @classmethod
     def load(
@@ -325,8 +372,11 @@ class Posterior:
             tensors[f"example.{index}"] for index in range(sum(name.startswith("example.") for name in tensors))
         )
         draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
-        model, guide = copies(model, guide)
-        posterior = cls(model, guide if facts["kind"] == "guide" else None, draws or None, example=example)
+        statistics = {
+            name.removeprefix("statistics."): tensors.pop(name) for name in list(tensors) if name.startswith("statist")
+        }
+        model, guide = copies(model, guide if facts["kind"] == "guide" else None)
+        posterior = cls(model, guide, draws or None, None, example, statistics, facts.get("made"))
         if posterior.guide is not None:
             with posterior._quietly(0):  # functions declare their parameters, stock autoguides are built
                 posterior._guide_sites()
@@ -356,22 +406,6 @@ class Posterior:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
-
-
-def copies(*programs: Any) -> Any:
-    """Return deep copies of programs that belong together.
-
-    Pyro's autoguides need help: they forget their model when they are copied, and so do the originals.
-    """
-    modules = itertools.chain.from_iterable(part.modules() for part in programs if isinstance(part, nn.Module))
-    autoguides = [(guide, guide._model) for guide in modules if isinstance(guide, AutoGuide)]
-    # the prototype is only looked at, and may hold tensors that cannot be copied
-    memo = {id(guide.prototype_trace): guide.prototype_trace for guide, _ in autoguides if guide.prototype_trace}
-    copied = copy.deepcopy(programs, memo)
-    for guide, reference in autoguides:
-        guide._model = reference
-        memo[id(guide)]._model = copy.deepcopy(reference, memo)
-    return copied
 
 
 def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> None:

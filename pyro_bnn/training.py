@@ -27,10 +27,11 @@ from .checkpoint import (
     run_state,
     save_tensors,
 )
+from .copying import copies
 from .elbo import ELBO, ELBOModule, Terms
 from .interruption import until_interrupted
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable, require_whole_plate
-from .posterior import Posterior, copies
+from .posterior import Posterior
 from .randomness import generators, own_randomness
 from .reparameterization import Reparameterized, local_reparameterization
 
