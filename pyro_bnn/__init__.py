@@ -3,9 +3,12 @@
 from . import compression as compression
 from . import distributions as distributions
 from . import likelihoods as likelihoods
+from . import mcmc as mcmc
 from . import priors as priors
 from .checkpoint import CheckpointError as CheckpointError
 from .data import DataError as DataError
+from .diagnostics import compare as compare
+from .diagnostics import to_arviz as to_arviz
 from .elbo import ELBO as ELBO
 from .network import BayesianNet as BayesianNet
 from .posterior import Posterior as Posterior

@@ -1,0 +1,184 @@
+"""A function of tensors, traced once and compiled: what is left of a Pyro program is its arithmetic.
+
+A Pyro program run with Python costs milliseconds in handlers, dictionaries and distribution objects, whatever the size
+of the network. :func:`compiled` runs a function once under :func:`~torch.fx.experimental.proxy_tensor.make_fx`, which
+notes every operation on tensors and nothing else, and hands the list to inductor. The result is the same function of
+tensors, of the same shapes, at the cost of the arithmetic.
+
+The same list of operations serves every call, so what the function decides by looking at *values* of tensors cannot be
+followed: such a function is left as it is, with one warning that names the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["CompileWarning", "NotTraceableError", "compiled", "traced", "without_validation"]
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class CompileWarning(UserWarning):
+    """Something runs uncompiled: correct, and slower. The message names the reason."""
+
+
+class NotTraceableError(RuntimeError):
+    """A program whose operations depend on the values of tensors, or that cannot be reduced to them."""
+
+
+def compiled(function: Function, examples: Sequence[Tensor], what: str, random: bool = False) -> Function:
+    """Return the function compiled for tensors of these shapes, or, where that cannot be, the function itself.
+
+    The compiled function is checked against the plain one at the examples.
+
+    Args:
+        function: of tensors; it returns a tuple of tensors and may change its arguments in place.
+        examples: arguments to trace it with; they are left as they are.
+        what: its name, for the warning.
+        random: whether it may draw random numbers; these then come from torch's global generator.
+
+    Warns:
+        CompileWarning: when the function cannot be traced, or there is no C++ compiler, with the reason.
+    """
+    try:
+        graph = traced(function, examples, random)
+        fast = lowered(graph, examples)
+        _require_agreement(function, fast, examples)
+    except NotTraceableError as error:
+        message = f"{what} runs uncompiled, which is correct and slower: {error}"
+        warnings.warn(message, CompileWarning, stacklevel=2)
+        return function
+    return fast
+
+
+def traced(function: Function, examples: Sequence[Tensor], random: bool = False) -> torch.fx.GraphModule:
+    """Return the operations on tensors that the function runs.
+
+    Raises:
+        NotTraceableError: it decides by the values of tensors, or draws random numbers and may not.
+    """
+    try:
+        with without_validation():
+            graph = make_fx(function)(*_clones(examples))
+    except Exception as error:  # what a user's program does while it is traced can fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise NotTraceableError(f"its operations depend on the values of tensors, or cannot be listed ({reason})")
+    drawing = [str(node.target) for node in graph.graph.nodes if _draws_random_numbers(node)]
+    if drawing and not random:
+        raise NotTraceableError(f"it draws random numbers ({', '.join(sorted(set(drawing)))})")
+    return graph
+
+
+def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function:
+    """Return the graph compiled by inductor; without a C++ compiler, the graph as it is.
+
+    ``torch._inductor.compile`` is not public but has been there since torch 2.0; it leaves out the guards by which
+    ``torch.compile`` finds out, at each call, whether the arguments are still of the same shapes: 75 microseconds.
+    Random numbers come from torch's generators, which are faster than inductor's and follow the same seeds.
+    """
+    import torch._inductor as inductor
+    from torch._inductor import config
+
+    inputs = _clones(examples)
+    try:
+        with config.patch(fallback_random=True), _quiet():
+            if hasattr(inductor, "compile"):
+                return inductor.compile(graph, list(inputs))  # type: ignore
+            fast = torch.compile(graph, fullgraph=True, dynamic=False)
+            fast(*inputs)
+            return fast
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        message = f"the compiler failed, so operations run one by one ({type(error).__name__}: {reason})"
+        warnings.warn(message, CompileWarning, stacklevel=3)
+        return graph
+
+
+@contextlib.contextmanager
+def without_validation() -> Iterator[None]:
+    """Switch off the checks of distributions, those that were built before included: they look at values."""
+    with pyro.validation_enabled(False), _Unvalidated():
+        yield
+
+
+class _Unvalidated(Messenger):
+    """Replace the distribution of every site by a copy that checks nothing."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = _unvalidated(msg["fn"])
+
+
+def _unvalidated(distribution: Any) -> Any:
+    if not isinstance(distribution, torch.distributions.Distribution):
+        return distribution
+    plain = object.__new__(type(distribution))
+    plain.__dict__.update(distribution.__dict__, _validate_args=False)
+    for part in ("base_dist", "_component_distribution", "_mixture_distribution"):
+        if part in plain.__dict__:
+            plain.__dict__[part] = _unvalidated(plain.__dict__[part])
+    return plain
+
+
+def _draws_random_numbers(node: torch.fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _require_agreement(function: Function, fast: Function, examples: Sequence[Tensor]) -> None:
+    """Compare the compiled function, and what it does to its arguments, with the plain one.
+
+    Raises:
+        NotTraceableError: they differ by more than rounding.
+    """
+    state = torch.get_rng_state()
+    outcomes = []
+    for run in (function, fast):
+        torch.set_rng_state(state)
+        arguments = _clones(examples)
+        with without_validation():
+            outcomes.append([*run(*arguments), *arguments])
+    torch.set_rng_state(state)
+    for expected, found in zip(*outcomes, strict=True):
+        if not _close(expected, found):
+            raise NotTraceableError(
+                "its trace gives other numbers than the program, "
+                "so it depends on something else than its arguments: on time, a counter, or numpy's random numbers"
+            )
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return bool((expected == found).all())
+    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75  # 0.7 % in float32, 2e-10 in float64
+    scale = torch.where(expected.isfinite(), expected, 0).abs().max() if expected.numel() else 1.0
+    same = (expected == found) | (expected.isnan() & found.isnan()) | ((expected - found).abs() <= tolerance * scale)
+    return bool(same.all())
+
+
+def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the compiler's remarks about the machine (that it has no GPU, say) from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
