@@ -72,7 +72,9 @@ def traced(function: Function, examples: Sequence[Tensor], random: bool = False)
             graph = make_fx(function)(*_clones(examples))
     except Exception as error:  # what a user's program does while it is traced can fail in any way
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise NotTraceableError(f"its operations depend on the values of tensors, or cannot be listed ({reason})")
+        raise NotTraceableError(
+            f"its operations depend on the values of tensors, or cannot be listed ({reason})"
+        ) from error
     drawing = [str(node.target) for node in graph.graph.nodes if _draws_random_numbers(node)]
     if drawing and not random:
         raise NotTraceableError(f"it draws random numbers ({', '.join(sorted(set(drawing)))})")

@@ -234,7 +234,7 @@ class _Run:
         with bar, until_interrupted(self.stop):
             while self.number < total and not self.stopping:
                 random = self.noise.next()
-                batch = data if self.full else tuple(part[random.index] for part in data)
+                batch = data if self.full else tuple(part[random.examples] for part in data)
                 self.state, info = self.settings.step(self.update, self.state, self.number, random, batch)
                 self.number += 1
                 self.gradients += self.chains * (int(info.n_steps[0]) if hasattr(info, "n_steps") else 1)
