@@ -9,8 +9,9 @@ That is what lets the weights stay undrawn (:mod:`pyro_bnn.reparameterization`) 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,22 @@ class ELBOModule(pyro.infer.elbo.ELBOModule):
         with self.statements.answering():
             return self.elbo.terms(self.model, self.guide, *args, **kwargs)
 
+    def terms_at(self, tensors: dict[str, Tensor], *args: Any) -> Terms:
+        """Return the terms as a function of parameters and buffers: these take the place of the module's own."""
+        with self.statements.standing_in(tensors.values()):
+            return torch.func.functional_call(_TermsOf(self), {f"loss.{name}": t for name, t in tensors.items()}, args)
+
+
+class _TermsOf(nn.Module):
+    """The terms of a loss as what a module returns: so that ``functional_call`` can replace its tensors."""
+
+    def __init__(self, loss: ELBOModule) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *args: Any) -> Terms:
+        return self.loss.terms(*args)
+
 
 class OwnParameters(nn.Module):
     """The parameters that the programs of one loss declare, kept here instead of in Pyro's global store.
@@ -189,6 +206,16 @@ class OwnParameters(nn.Module):
         self._known: dict[int, nn.Parameter] = {}
         self._constraints: dict[str, Any] = {}
         self._declared = False
+        self._standing_in: frozenset[int] = frozenset()
+
+    @contextlib.contextmanager
+    def standing_in(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """Take these tensors for parameters: they were put in the place of the programs' own."""
+        self._standing_in = frozenset(map(id, tensors))
+        try:
+            yield
+        finally:
+            self._standing_in = frozenset()
 
     def answering(self) -> _Answering:
         """Return the context in which parameter statements are answered from here."""
@@ -197,6 +224,8 @@ class OwnParameters(nn.Module):
     def answer(self, name: str, initial: Any = None, constraint: Any = constraints.real, **_: Any) -> Tensor:
         """Return the value of one ``pyro.param`` statement."""
         key = _key(name)
+        if id(initial) in self._standing_in:
+            return initial
         if isinstance(initial, nn.Parameter):
             if self.found.get(key) is not initial and not self._belongs(initial):
                 self.found[key] = initial
