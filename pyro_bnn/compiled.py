@@ -41,8 +41,6 @@ class NotTraceableError(RuntimeError):
 def compiled(function: Function, examples: Sequence[Tensor], what: str, random: bool = False) -> Function:
     """Return the function compiled for tensors of these shapes, or, where that cannot be, the function itself.
 
-    The compiled function is checked against the plain one at the examples.
-
     Args:
         function: of tensors; it returns a tuple of tensors and may change its arguments in place.
         examples: arguments to trace it with; they are left as they are. Later ones must be contiguous, as these.
@@ -53,16 +51,23 @@ def compiled(function: Function, examples: Sequence[Tensor], what: str, random: 
         CompileWarning: when the function cannot be traced, or there is no C++ compiler, with the reason.
     """
     try:
-        with own_randomness(
-            examples[0].device
-        ):  # tracing runs the function; the caller's random numbers go on as before
-            graph = traced(function, examples, random)
-            fast = lowered(graph, examples)
-            _require_agreement(function, fast, examples)
+        return compiled_strictly(function, examples, random)
     except NotTraceableError as error:
         message = f"{what} runs uncompiled, which is correct and slower: {error}"
         warnings.warn(message, CompileWarning, stacklevel=2)
         return function
+
+
+def compiled_strictly(function: Function, examples: Sequence[Tensor], random: bool = False) -> Function:
+    """Return the function compiled, and checked against the plain one at the examples.
+
+    Raises:
+        NotTraceableError: the function cannot be traced.
+    """
+    with own_randomness(examples[0].device):  # tracing runs the function; the caller's random numbers go on as before
+        graph = traced(function, examples, random)
+        fast = lowered(graph, examples)
+        _require_agreement(function, fast, examples)
     return fast
 
 
@@ -73,10 +78,10 @@ def traced(function: Function, examples: Sequence[Tensor], random: bool = False)
         NotTraceableError: it decides by the values of tensors, or draws random numbers and may not.
     """
     try:
-        with without_validation():
+        with without_validation(), _silence():
             graph = make_fx(function)(*_clones(examples))
     except Exception as error:  # what a user's program does while it is traced can fail in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split()).split(" - ")[0][:200] or type(error).__name__
         raise NotTraceableError(
             f"its operations depend on the values of tensors, or cannot be listed ({reason})"
         ) from error
@@ -152,7 +157,7 @@ def _require_agreement(function: Function, fast: Function, examples: Sequence[Te
     outcomes, changes = [], []
     for run in (function, fast):
         arguments = _clones(examples)
-        with own_randomness(arguments[0].device), without_validation():
+        with own_randomness(arguments[0].device), without_validation(), _silence():
             outcomes.append(run(*arguments))
         pairs = zip(arguments, examples, strict=True)
         changes.append(torch.cat([(after.double() - before.double()).flatten() for after, before in pairs]))
@@ -179,6 +184,14 @@ def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hold warnings back: what a program warns of was said when it ran untraced."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the compiler's remarks about the machine (that it has no GPU, say) from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
@@ -186,8 +199,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silence():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

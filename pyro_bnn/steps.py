@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compiled import NotTraceableError, compiled
+from .compiled import CompileWarning, NotTraceableError, compiled_strictly
 from .elbo import ELBOModule, Terms
 
 __all__ = ["CompiledStep", "PlainStep", "Report"]
@@ -65,14 +66,12 @@ class PlainStep:
 class CompiledStep:
     """The same step, traced and compiled at its first call; the optimizer must have taken a step, for its state.
 
-    Raises:
-        NotTraceableError: the optimizer cannot be traced: torch marks those that can by ``differentiable``.
+    Warns:
+        CompileWarning: what cannot be traced goes on as a plain step.
     """
 
     def __init__(self, plain: PlainStep) -> None:
         self.plain = plain
-        if "differentiable" not in plain.optimizer.defaults:
-            raise NotTraceableError(f"{type(plain.optimizer).__name__} cannot be traced; torch.optim.Adam can")
         plain.optimizer.zero_grad()
         self.names = list(plain.parameters)
         self.values = [p.detach() for p in plain.parameters.values()]
@@ -82,6 +81,7 @@ class CompiledStep:
         self.schedule = [self.values[0].new_zeros(()) for _ in range(2)]
         self.sites: list[str] = []
         self.update: Any = None
+        self.given_up = False
 
     def __call__(self, batch: Sequence[Tensor], learning_rate: float, kl_weight: float) -> Report:
         """Change the parameters by one stochastic gradient."""
@@ -89,10 +89,23 @@ class CompiledStep:
             tensor.fill_(number)
         state = [self.state[name][key] for name, key in self.slots]
         arguments = [*self.values, *self.buffers.values(), *state, *self.schedule, *(p.contiguous() for p in batch)]
-        if self.update is None:
-            self.update = compiled(self._update, arguments, "this training step", random=True)
+        if self.update is None and not self.given_up:
+            self.update = self._compiled(arguments)
+            self.given_up = self.update is None
+        if self.given_up:
+            return self.plain(batch, learning_rate, kl_weight)
         (numbers,) = self.update(*arguments)
         return _report(numbers.tolist(), self.sites, self.names)
+
+    def _compiled(self, arguments: Sequence[Tensor]) -> Any:
+        try:
+            if "differentiable" not in self.plain.optimizer.defaults:  # so torch marks optimizers that can be traced
+                raise NotTraceableError(f"the optimizer {type(self.plain.optimizer).__name__} cannot be traced")
+            return compiled_strictly(self._update, arguments, random=True)
+        except NotTraceableError as error:
+            message = f"fit runs uncompiled, which is correct and slower: {error}"
+            warnings.warn(message, CompileWarning, stacklevel=6)
+            return None
 
     def _update(self, *arguments: Tensor) -> tuple[Tensor]:
         """Do all of it, as a function of tensors."""
@@ -108,7 +121,7 @@ class CompiledStep:
             self._optimize(values, gradients, state, learning_rate)
             good = numbers.isfinite().all()  # a loss that is no number reaches no parameter
             for tensor, old in zip((*values, *state), before, strict=True):
-                tensor.copy_(torch.where(good, tensor, old))
+                tensor.copy_(torch.where(good, tensor.detach(), old))
         return (numbers,)
 
     def _objective(
@@ -128,7 +141,8 @@ class CompiledStep:
             twin.state[value] = dict(self.state[name])
         for (name, key), tensor in zip(self.slots, state, strict=True):
             twin.state[owners[name]][key] = tensor
-        own = {"lr": learning_rate, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
+        rate = learning_rate.detach().requires_grad_()  # else some optimizers ask for its value
+        own = {"lr": rate, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
         twin.defaults = twin.defaults | {"differentiable": True}
         twin.param_groups = [group | own | {"params": values} for group in twin.param_groups]
         for value, gradient in zip(values, gradients, strict=True):

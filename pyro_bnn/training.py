@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,7 +26,6 @@ from .checkpoint import (
     run_state,
     save_tensors,
 )
-from .compiled import CompileWarning, NotTraceableError
 from .copying import copies
 from .devices import home_of, require_device
 from .elbo import ELBO, ELBOModule
@@ -108,7 +106,7 @@ def fit(
     kl_weight: Schedule = 1.0,
     num_particles: int = 1,
     reparameterize: bool = True,
-    compile: bool = False,
+    compile: bool | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     device: str | torch.device | None = None,
     callbacks: Sequence[Callable[[Progress], None]] = (),
@@ -140,9 +138,10 @@ def fit(
         num_particles: draws from the guide at each step.
         reparameterize: use local reparameterization, unless the guide comes with it:
             ``local_reparameterization(guide, hide=[...])``.
-        compile: trace the step and compile it: two to twenty times as fast, after some seconds of compilation. The
-            same optimum; bit for bit another run, for sums are taken in another order.
-        optimizer: called as ``optimizer(parameters, lr=...)``.
+        compile: trace the step and compile it: two to thirty times as fast, after up to half a minute of compilation.
+            The same random numbers and the same optimum, other rounding. ``None``: from 20,000 steps on, which take
+            longer than that however small the network is.
+        optimizer: called as ``optimizer(parameters, lr=...)``; SGD, Adam and AdamW can be compiled.
         device: where to train, ``"cuda"`` say; ``None``: where the guide's parameters are. The result comes back to
             where the model was.
         callbacks: called with a :class:`Progress` after each epoch; their use of random numbers changes nothing.
@@ -183,7 +182,8 @@ def fit(
     with own_randomness(target, seed), batches.borrowed():
         wrap = reparameterize and not isinstance(guide, Reparameterized)  # one that is wrapped already has its settings
         loss = ELBO()(model, local_reparameterization(guide) if wrap else guide).to(target)
-        loop = _Loop(loss, batches, optimizer, num_particles, target, compile)
+        fast = epochs * batches.per_epoch >= _MANY_STEPS if compile is None else compile
+        loop = _Loop(loss, batches, optimizer, num_particles, target, fast)
         if checkpoint is not None:
             settings: dict[str, Any] = {
                 "seed": seed,
@@ -205,6 +205,7 @@ def fit(
     return Fit(posterior, loop.history, interrupted)
 
 
+_MANY_STEPS = 20_000
 _HISTORY = ("epoch", "loss", "data", "kl", "kl_weight", "learning_rate", "seconds")
 
 
@@ -289,21 +290,13 @@ class _Loop:
     def take_step(self, batch: tuple[Tensor, ...], learning_rate: float, kl_weight: float) -> None:
         """Change the parameters by one stochastic gradient."""
         if self.compile and isinstance(self.take, PlainStep) and self.step:
-            self.take = self._compiled(self.take)  # from the second step on: the first gives the optimizer its state
+            self.take = CompiledStep(self.take)  # from the second step on: the first gives the optimizer its state
         report = self.take(batch, learning_rate, kl_weight)
         if not report.finite:
             raise self.non_finite(report)
         self.step += 1
         for key, value in (("loss", report.loss), ("data", report.data), ("kl", sum(report.kl.values())), ("steps", 1)):
             self.sums[key] += value
-
-    def _compiled(self, plain: PlainStep) -> PlainStep | CompiledStep:
-        try:
-            return CompiledStep(plain)
-        except NotTraceableError as error:
-            self.compile = False
-            warnings.warn(f"fit runs uncompiled: {error}", CompileWarning, stacklevel=4)
-            return plain
 
     def non_finite(self, report: Report) -> NonFiniteError:
         """Return the error that says where the first loss or gradient is no number; it has not reached a parameter."""
@@ -362,6 +355,7 @@ class _Loop:
             {k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups
         ]
         self.identity = settings | {
+            "compile": self.compile,
             "optimizer": f"{type(self.optimizer).__name__} {groups}",
             "device": self.device.type,
             "batch_size": self.batches.size,
@@ -376,7 +370,10 @@ class _Loop:
             )
         if there:
             tensors, facts = load_tensors(folder / "checkpoint")
-            require_same_run(folder, facts.get("identity", {}), self.identity)
+            saved = facts.get("identity", {})
+            if settings["compile"] is None:  # as it was begun, however many steps are asked for now
+                self.compile = self.identity["compile"] = saved.get("compile", False)
+            require_same_run(folder, saved, self.identity)
             restore_run_state(tensors, self.loss, self.optimizer, generators(self.device))
             self.step, self.seconds, self.history, self.sums = (
                 facts[key] for key in ("step", "seconds", "history", "sums")
