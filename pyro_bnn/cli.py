@@ -224,6 +224,41 @@ def demo(
 
 
 @app.command()
+def compare(
+    out: Annotated[
+        Path | None, _option("Folder, new or empty; if left out runs/compare, or the next free runs/compare-2.")
+    ] = None,
+    seed: Seed = 0,
+    progress: Annotated[bool, typer.Option(help="Show a bar for each inference.")] = True,
+    threads: Threads = None,
+) -> None:
+    """See how far each inference is from the posterior, in less than three minutes.
+
+    A small network learns 40 points of a sine with a gap in the middle: by mean-field and by full-rank variational
+    inference, by SGLD, NUTS and HMC. Each is compared with HMC in the space of functions: its distance, its standard
+    deviations (in the gap mean field is too sure), its test log-likelihood, its convergence and its cost.
+
+    \b
+    Example:
+      pyro-bnn compare --out runs/compare
+
+    \b
+    Written to --out:
+      comparison.png   what each method says of the function, side by side, and the ratio of its sds to HMC's
+      comparison.md    the table; comparison.json has its numbers
+      NAME.nc          the draws of each method for ArviZ, as NetCDF
+    """
+    from . import comparison_demo as journey
+
+    out = out or _free(Path("runs/compare"))
+    journey.claim(out)
+    _prepare(threads)
+    settings = journey.Settings(seed=seed)
+    found, names = journey.run(out, settings, progress and sys.stderr.isatty(), lambda line: typer.echo(line, err=True))
+    typer.echo(f"{found}\n\nwritten to {out}: {', '.join(names)}")
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     draws: Draws = 50,

@@ -160,7 +160,7 @@ def _require_agreement(function: Function, fast: Function, examples: Sequence[Te
         with own_randomness(arguments[0].device), without_validation(), _silence():
             outcomes.append(run(*arguments))
         pairs = zip(arguments, examples, strict=True)
-        changes.append(torch.cat([(after.double() - before.double()).flatten() for after, before in pairs]))
+        changes.append(torch.cat([(after.detach().double() - before.double()).flatten() for after, before in pairs]))
     same = all(_close(expected, found) for expected, found in zip(*outcomes, strict=True))
     expected, found = (change.nan_to_num() for change in changes)
     if not same or float((found - expected).norm()) > 0.5 * float(expected.norm()):

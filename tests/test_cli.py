@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyro_bnn import runs
+from pyro_bnn import comparison_demo, runs
 from pyro_bnn.cli import app
 from pyro_bnn.cli_names import data_by_name, guides_by_name, known, models_by_name, priors_by_name
 
@@ -49,7 +49,7 @@ def results(folder):
 # --- help and lists
 
 
-@pytest.mark.parametrize("command", ["fit", "demo", "evaluate", "list"])
+@pytest.mark.parametrize("command", ["fit", "demo", "compare", "evaluate", "list"])
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0
@@ -60,7 +60,7 @@ def test_every_command_explains_itself(command):
 def test_help_names_all_commands():
     result = call("--help")
     assert result.exit_code == 0
-    assert all(f"\n  {command} " in result.stdout for command in ("fit", "demo", "evaluate", "list"))
+    assert all(f"\n  {command} " in result.stdout for command in ("fit", "demo", "compare", "evaluate", "list"))
 
 
 def test_the_command_line_itself_imports_nothing_heavy():
@@ -381,3 +381,39 @@ def test_demo_writes_all_its_pictures(tmp_path):
     refused(call("demo", "--epochs", 3, "--out", folder), "holds a run")
     assert call("demo", "--epochs", 1).exit_code == 0  # where no folder is named, the next free one
     assert (tmp_path / "runs" / "demo-2" / "summary.png").exists()
+
+
+# --- compare
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """The comparison with next to no computing: its claims are tested where compare is."""
+    little = {"hidden": 3, "epochs": 5, "draws": 30, "nuts_draws": 5, "langevin_steps": 30}
+    settings = comparison_demo.Settings
+    monkeypatch.setattr(comparison_demo, "Settings", lambda seed: settings(seed=seed, **little))
+
+
+def test_compare_writes_table_picture_and_draws(tmp_path, brief):
+    result = call("compare", "--out", "new", "--no-progress")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "new"
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((folder / "comparison.json").read_text())
+    names = [row["method"] for row in found["rows"]]
+    assert {"mean field", "full rank", "SGLD", "HMC"} <= set(names)
+    assert found["settings"]["seed"] == 0
+    table = (folder / "comparison.md").read_text()
+    assert all(f"| {name} " in table for name in names)
+    assert "HMC (ref)" in result.stdout
+    for name in names:
+        assert (folder / f"{name.lower().replace(' ', '-')}.nc").stat().st_size > 1000
+    assert "HMC ...\n" in result.stderr
+
+
+def test_compare_writes_into_no_folder_that_holds_something(tmp_path, brief):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    refused(call("compare", "--out", "there"), "there: is there already and is not empty", "--out")
+    refused(call("compare", "--out", tmp_path / "there" / "mine.txt"), "mine.txt", "--out")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]

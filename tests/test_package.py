@@ -14,7 +14,8 @@ import pyro_bnn
 
 ROOT = Path(pyro_bnn.__file__).parent
 LIGHT = ("torchvision", "torchmetrics", "arviz", "matplotlib", "sklearn", "onnx", "onnxruntime", "typer", "pandas")
-FREE = {"cli", "cli_names", "runs", "demo"}  # the program for the command line: it may know models and guides
+# the program for the command line: it may know models and guides
+FREE = {"cli", "cli_names", "runs", "demo", "comparison_demo"}
 
 
 def files(folder):

@@ -3,3 +3,9 @@
 from .chains import ConvergenceWarning as ConvergenceWarning
 from .chains import SamplingError as SamplingError
 from .hamiltonian import hmc as hmc
+from .langevin import sgld as sgld
+from .preconditioned_langevin import psgld as psgld
+from .schedules import cyclical as cyclical
+from .schedules import polynomial_decay as polynomial_decay
+from .stochastic_hamiltonian import sghmc as sghmc
+from .underdamped_langevin import baoa as baoa

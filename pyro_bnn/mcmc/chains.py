@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +47,8 @@ class Sampler(Protocol):
 
     ``function`` returns the work on tensors of one step, given log-density and gradient; it is compiled by the caller,
     with ``examples`` for its arguments. ``init`` returns the first state, all that the next step needs, and ``step``
-    the state after that, with what a person wants to see of the step: a named tuple of numbers for each chain.
+    the state after that, with what a person wants to see of the step: a named tuple of numbers, one for each chain or
+    one for all.
     """
 
     @property
@@ -82,6 +84,7 @@ def sample(
     resume: bool = False,
     compile: bool = True,
     progress: bool = True,
+    keep: Callable[[int], bool] | None = None,
 ) -> Posterior:
     """Run a sampler and return its draws; one seed fixes every bit of them on one machine.
 
@@ -101,6 +104,7 @@ def sample(
         resume: go on from the folder's state, bit for bit as if never stopped.
         compile: use the compiled log-density; without it, the same numbers up to rounding, slower.
         progress: show a bar.
+        keep: whether the end of a step, by its number, may be a draw; ``None``: of every step after the warm-up.
 
     Raises:
         ValueError: settings that make no sense; what :class:`~pyro_bnn.density.LogDensity` refuses.
@@ -134,7 +138,8 @@ def sample(
     if compile and density.vectorized:
         update = compiled(update, settings.examples(position, batch), f"{settings.name} on this model")
     noise = Noise(seed, chains, density.size, position, 0 if full else batches.size, batches.num_data)
-    run = _Run(settings, update, batches, full, noise, warmup, thin, seed)
+    due = _due(warmup, draws, thin, keep)
+    run = _Run(settings, update, batches, full, noise, warmup, thin, seed, due)
     run.state = settings.init(gradient, update, position, batch)
     run.open(draws, density.size, position, folder, resume)
     run.go(progress)
@@ -166,6 +171,14 @@ def starting_points(density: LogDensity, start: str | Posterior | Fit | Mapping[
     return position
 
 
+def _due(warmup: int, draws: int, thin: int, keep: Callable[[int], bool] | None) -> Sequence[int]:
+    """Return after how many steps each draw is kept: every ``thin``-th of those that may be."""
+    if keep is None:
+        return range(warmup + thin, warmup + draws * thin + 1, thin)
+    eligible = (number + 1 for number in itertools.count(warmup) if keep(number))
+    return list(itertools.islice(eligible, thin - 1, draws * thin, thin))
+
+
 def _require_fitting(density: LogDensity, batches: TensorBatches) -> None:
     """Refuse labels that the likelihood cannot have, and a plate of another size than the data."""
     for name, site in density.trace.nodes.items():
@@ -187,6 +200,7 @@ class _Run:
     warmup: int
     thin: int
     seed: int
+    due: Sequence[int]
     state: Any = None
     number: int = 0
     kept: int = 0
@@ -226,7 +240,7 @@ class _Run:
 
     def go(self, progress: bool) -> None:
         """Take the steps that are left."""
-        total = self.warmup + self.draws.shape[1] * self.thin
+        total = self.due[-1]
         look: dict[str, Any] = {"desc": self.settings.name, "unit": "step", "dynamic_ncols": True}
         bar = tqdm(total=total, initial=self.number, disable=not progress, mininterval=0.5, **look)
         began = shown = saved = time.perf_counter()
@@ -238,7 +252,7 @@ class _Run:
                 self.state, info = self.settings.step(self.update, self.state, self.number, random, batch)
                 self.number += 1
                 self.gradients += self.chains * (int(info.n_steps[0]) if hasattr(info, "n_steps") else 1)
-                if self.number > self.warmup and (self.number - self.warmup) % self.thin == 0:
+                if self.number == self.due[self.kept]:
                     self.keep(info)
                 bar.update()
                 now = time.perf_counter()
@@ -266,6 +280,8 @@ class _Run:
             )
         self.draws[:, self.kept] = self.state.position
         for name, value in info._asdict().items():
+            if value is None:
+                continue
             if name not in self.statistics:
                 self.statistics[name] = torch.empty(self.draws.shape[:2], dtype=value.dtype, device=value.device)
             self.statistics[name][:, self.kept] = value

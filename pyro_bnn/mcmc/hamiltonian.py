@@ -16,7 +16,7 @@ number changes from trajectory to trajectory. In the warm-up, all chains togethe
 the diagonal :math:`\Sigma` (the variances of the draws) and the length of the trajectories (ChEES).
 
 Sources: Neal (2011), chapter 5 of the Handbook of MCMC, https://arxiv.org/abs/1206.1901; Hoffman & Gelman (2014),
-section 3.2, for dual averaging; Hoffman, Radul & Sountsov (2021), section 3, for ChEES.
+section 3.2, for dual averaging; Hoffman, Radul & Sountsov (2021), section 3, for ChEES and the harmonic mean.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def hmc(
         seed: of all random numbers.
         step_size: :math:`\varepsilon`, held fixed; ``None`` to adapt it to ``target_acceptance``.
         trajectory: the mean of :math:`L\varepsilon`, held fixed; ``None`` to adapt it.
-        target_acceptance: the mean acceptance probability that the step size is adapted to.
+        target_acceptance: the acceptance probability that the step size is adapted to, as a harmonic mean over the
+            chains, which is no larger than the mean and near zero as long as any chain is stuck.
         max_steps: the largest L.
         run: ``start``, ``thin``, ``folder``, ``resume``, ``progress``, ``compile``: see
             :func:`~pyro_bnn.mcmc.chains.sample`.
@@ -188,7 +189,8 @@ class HMC:
         self, old: State, new: State, number: int, proposal: Tensor, momentum: Tensor, acceptance: Tensor, u: float
     ) -> State:
         """Return the state with what this iteration taught."""
-        step_size = new.step_size.update(float(acceptance.mean()), self.target_acceptance)
+        # the harmonic mean: one chain that is stuck pulls it to zero, where a plain mean would leave that chain behind
+        step_size = new.step_size.update(1 / float((1 / acceptance).mean()), self.target_acceptance)
         if step_size.current < 1e-10:
             raise SamplingError(
                 "hmc: the step size fell below 1e-10, so the log-density has no usable gradient where the chains are; "

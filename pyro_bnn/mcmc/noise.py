@@ -47,7 +47,7 @@ class Noise:
         if self.used == self.ahead:
             self._draw_ahead()
         step, self.used = self.used, self.used + 1
-        return Numbers(self.normal[:, step], self.uniform[:, step], self.examples[:, step])
+        return Numbers(self.normal[step], self.uniform[step], self.examples[step])
 
     def _draw_ahead(self) -> None:
         self.states = [generator.get_state() for generator in self.generators]
@@ -58,7 +58,8 @@ class Noise:
             uniform = torch.rand(k, generator=g, device=self.device)
             index = torch.randint(max(1, self.num_data), (k, self.batch_size), generator=g, device=self.device)
             each.append((normal, uniform, index))
-        self.normal, self.uniform, self.examples = (torch.stack(parts) for parts in zip(*each, strict=True))
+        # (step, chain, ...): those of one step lie side by side, as a compiled function expects of its arguments
+        self.normal, self.uniform, self.examples = (torch.stack(parts, 1) for parts in zip(*each, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Return where the streams are."""
