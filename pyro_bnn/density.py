@@ -111,7 +111,7 @@ class LogDensity:
     def __call__(self, position: Tensor, *batch: Tensor) -> Tensor:
         """Return the log-density at one position (D,), a scalar in nats."""
         if self.plain is not None:
-            return -self.plain(self._free(position))
+            return -self.plain(self.free(position))
         values, jacobian = self._values(position)
         trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*batch)
         return trace.log_prob_sum() + jacobian
@@ -143,7 +143,7 @@ class LogDensity:
     def constrain(self, positions: Tensor) -> dict[str, Tensor]:
         """Return the values of the sites at positions (..., D)."""
         lead = positions.shape[:-1]
-        flat = self._free(positions)
+        flat = self.free(positions)
         return {name: site.transform(flat[name]).reshape(lead + site.shape) for name, site in self.sites.items()}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -191,14 +191,14 @@ class LogDensity:
     def _values(self, position: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the sites' values and the log-determinant of all transforms at one position."""
         values, jacobian = {}, position.new_zeros(())
-        for name, free in self._free(position).items():
+        for name, free in self.free(position).items():
             site = self.sites[name]
             values[name] = value = site.transform(free)
             if site.transform is not constraints.real and not _is_identity(site.transform):
                 jacobian = jacobian + site.transform.log_abs_det_jacobian(free, value).sum()
         return values, jacobian
 
-    def _free(self, positions: Tensor) -> dict[str, Tensor]:
+    def free(self, positions: Tensor) -> dict[str, Tensor]:
         """Cut positions (..., D) into one unconstrained tensor per site."""
         lead = positions.shape[:-1]
         sizes = [site.stop - site.start for site in self.sites.values()]

@@ -4,6 +4,7 @@ from .chains import ConvergenceWarning as ConvergenceWarning
 from .chains import SamplingError as SamplingError
 from .hamiltonian import hmc as hmc
 from .langevin import sgld as sgld
+from .no_u_turn import nuts as nuts
 from .preconditioned_langevin import psgld as psgld
 from .schedules import cyclical as cyclical
 from .schedules import polynomial_decay as polynomial_decay

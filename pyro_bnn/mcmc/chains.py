@@ -128,7 +128,7 @@ def sample(
     full = batches.size == batches.num_data
     batch = tuple(part if full else part[: batches.size] for part in batches.tensors)
     density = LogDensity(model, batch)
-    _require_fitting(density, batches)
+    require_fitting(density, batches)
     with own_randomness(density.device, seed):
         position = starting_points(density, start, chains)
     if not full:
@@ -179,7 +179,7 @@ def _due(warmup: int, draws: int, thin: int, keep: Callable[[int], bool] | None)
     return list(itertools.islice(eligible, thin - 1, draws * thin, thin))
 
 
-def _require_fitting(density: LogDensity, batches: TensorBatches) -> None:
+def require_fitting(density: LogDensity, batches: TensorBatches) -> None:
     """Refuse labels that the likelihood cannot have, and a plate of another size than the data."""
     for name, site in density.trace.nodes.items():
         observed = site["type"] == "sample" and site["is_observed"] and len(batches.tensors) > 1
@@ -332,7 +332,7 @@ class _Run:
             raise SamplingError(f"{self.settings.name}: stopped after {self.number} steps, before the first draw")
         draws = self.draws[:, : self.kept]
         statistics = {name: value[:, : self.kept] for name, value in self.statistics.items()}
-        told = _concerns(statistics, self.kept < self.draws.shape[1] and self.kept)
+        told = concerns(statistics, self.kept < self.draws.shape[1] and self.kept)
         for concern in told:
             warnings.warn(f"{self.settings.name}: {concern}", ConvergenceWarning, stacklevel=4)
         facts = {
@@ -346,11 +346,11 @@ class _Run:
         return Posterior.from_draws(model, density.constrain(draws), statistics, facts)
 
 
-def _concerns(statistics: Mapping[str, Tensor], stopped_after: int) -> list[str]:
+def concerns(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[str]:
     """Return in words what speaks against the draws."""
-    concerns = []
+    found = []
     if stopped_after:
-        concerns.append(f"stopped by Ctrl-C after {stopped_after} draws of each chain")
+        found.append(f"stopped by Ctrl-C after {stopped_after} draws of each chain")
     if "diverging" in statistics:
         diverging = statistics["diverging"]
         if bool(diverging.all(1).any()):
@@ -360,7 +360,7 @@ def _concerns(statistics: Mapping[str, Tensor], stopped_after: int) -> list[str]
             )
         if int(diverging.sum()):
             share = float(diverging.double().mean())
-            concerns.append(
+            found.append(
                 f"{int(diverging.sum())} divergent draws ({share:.1%}): parts of high curvature are missed; raise "
                 "target_acceptance, or write the model non-centred"
             )
@@ -368,8 +368,8 @@ def _concerns(statistics: Mapping[str, Tensor], stopped_after: int) -> list[str]
     if chains > 1 and draws >= 8:
         r_hat = split_r_hat(statistics["lp"])
         if not r_hat < 1.05:
-            concerns.append(f"the chains do not agree: R-hat of the log-density is {r_hat:.2f}; run longer")
-    return concerns
+            found.append(f"the chains do not agree: R-hat of the log-density is {r_hat:.2f}; run longer")
+    return found
 
 
 def split_r_hat(values: Tensor) -> float:
