@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..minibatches import TensorBatches, minibatches
 from ..posterior import Posterior
 from ..randomness import own_randomness
 from ..training import Fit
-from .chains import Batch, ConvergenceWarning, concerns, require_fitting, starting_points
+from .chains import Batch, ConvergenceWarning, Update, concerns, require_fitting, starting_points
 
 __all__ = ["nuts"]
 
@@ -74,13 +74,11 @@ def nuts(
         raise ValueError("nuts: expected tensors (x, y), got a loader")
     began = time.perf_counter()
     sampler = _with_pyro if backend == "pyro" else _with_nutpie
-    double = backend == "nutpie"
-    density = LogDensity(*(_doubled(model, batches.tensors) if double else (model, batches.tensors)))
+    density = LogDensity(model, batches.tensors) if backend == "pyro" else _doubled(model, batches.tensors)
     require_fitting(density, batches)
     with own_randomness(density.device, seed):
         position = starting_points(density, start, chains)
-    settings = {"warmup": warmup, "draws": draws, "target": target_acceptance, "depth": max_tree_depth}
-    values, statistics = sampler(density, position, seed=seed, progress=progress, **settings)
+    values, statistics = sampler(density, position, warmup, draws, seed, target_acceptance, max_tree_depth, progress)
     told = concerns(statistics)
     for concern in told:
         warnings.warn(f"NUTS: {concern}", ConvergenceWarning, stacklevel=2)
@@ -89,22 +87,20 @@ def nuts(
         "seconds": time.perf_counter() - began,
         "gradients": int(statistics.pop("gradients")),
         "data": batches.fingerprint(),
-        "settings": {key: str(value) for key, value in settings.items()} | {"backend": backend},
+        "settings": {"warmup": warmup, "target_acceptance": target_acceptance, "max_tree_depth": max_tree_depth},
         "warnings": told,
     }
-    like = next((p for p in model.buffers() if p.is_floating_point()), None) if isinstance(model, nn.Module) else None
-    values = {
-        name: value.to(torch.get_default_dtype() if like is None else like.dtype) for name, value in values.items()
-    }
+    own = next((part.dtype for part in batches.tensors if part.is_floating_point()), torch.get_default_dtype())
+    values = {name: value.to(own) for name, value in values.items()}
     return Posterior.from_draws(model, values, statistics, facts)
 
 
-def _doubled(model: Any, data: Batch) -> tuple[Any, Batch]:
-    """Return program and data in double precision."""
+def _doubled(model: Any, data: Batch) -> LogDensity:
+    """Return the log-density of program and data in double precision."""
     (model,) = copies(model)
     if isinstance(model, nn.Module):
         model.double()
-    return model, tuple(part.double() if part.is_floating_point() else part for part in data)
+    return LogDensity(model, tuple(part.double() if part.is_floating_point() else part for part in data))
 
 
 def _with_pyro(
@@ -141,9 +137,7 @@ def _with_pyro(
         diverging[list(map(int, run.diagnostics()["divergences"]["chain 0"]))] = True
         statistics = dict(zip(names, torch.tensor(noted).T, strict=True)) | {"diverging": diverging}
         each.append((run.get_samples(), statistics))
-    values, statistics = (
-        {k: torch.stack([one[k] for one in parts]) for k in parts[0]} for parts in zip(*each, strict=True)
-    )
+    values, statistics = (_stacked(parts) for parts in zip(*each, strict=True))
     shaped = {name: values[name].reshape(len(position), draws, *site.shape) for name, site in density.sites.items()}
     return shaped, statistics | {"gradients": torch.tensor(next(evaluations))}
 
@@ -157,7 +151,7 @@ def _with_nutpie(
         from nutpie.compiled_pyfunc import from_pyfunc
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'{error}; the backend "nutpie" needs it: pip install "pyro-bnn[nuts]"') from error
-    update = density.value_and_grad
+    update: Update = density.value_and_grad
     if density.vectorized:
         update = compiled(update, [position[:1], *density.data], "NUTS on this model")
 
@@ -191,15 +185,12 @@ def _with_nutpie(
     )
     flat = torch.from_numpy(np.array(result["posterior"]["position"].values))
     stats, before = (result[group] for group in ("sample_stats", "warmup_sample_stats"))
-    known = {
-        "lp": "logp",
-        "step_size": "step_size_bar",
-        "acceptance_rate": "mean_tree_accept",
-        "diverging": "diverging",
-    }
-    statistics = {
-        ours: torch.from_numpy(np.array(stats[theirs].values))
-        for ours, theirs in (known | {"n_steps": "n_steps"}).items()
-    }
+    theirs = ("logp", "step_size_bar", "mean_tree_accept", "diverging", "n_steps")
+    ours = ("lp", "step_size", "acceptance_rate", "diverging", "n_steps")
+    statistics = {a: torch.from_numpy(np.array(stats[b].values)) for a, b in zip(ours, theirs, strict=True)}
     gradients = int(stats["n_steps"].sum()) + int(before["n_steps"].sum())
     return density.constrain(flat.to(density.dtype)), statistics | {"gradients": torch.tensor(gradients)}
+
+
+def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
