@@ -1,46 +1,49 @@
-"""How long one training step of a sparse LeNet-300-100 takes, as ratios within one run.
+"""How long one training step takes, as ratios within one run.
 
-    python benchmarks/svi_step.py [--steps 40] [--rounds 15]
+    python benchmarks/svi_step.py [--rounds 15]
 
-Rows, all on 784-300-100-10 with a batch of 100 and one thread: the deterministic torch step; a hand-written eager
-Sparse VD step (local reparameterization, published KL approximation, clip and mask); stock Pyro, ``SVI`` with
-``Trace_ELBO`` and sampled weights under the same log-uniform prior; ours, eager, with the exact KL (the default) and
-with the approximate one. The rounds of all rows are interleaved and the median is reported, so that a busy machine
-disturbs them alike. Writes benchmarks/results/svi_step.json and .md.
+Three networks, each with a batch on one thread:
+
+- LeNet-300-100, batch 100, Sparse VD: the deterministic torch step; a hand-written eager one (local reparameterization,
+  published KL approximation, clip and mask); stock Pyro, ``SVI`` with ``Trace_ELBO`` and sampled weights; ours, eager
+  and compiled, with the exact KL (the default) and, eager, with the approximate one.
+- LeNet-5, batch 100, mean field with local reparameterization: the deterministic step, ours eager and compiled.
+- A 1-16-1 tanh network on 60 points, mean field: stock ``SVI`` with an ``AutoNormal`` guide, ours eager and compiled.
+
+The rounds of all rows are interleaved and the median is reported, so that a busy machine disturbs them alike. Writes
+benchmarks/results/svi_step.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from interleaved import Step, milliseconds, write
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_bnn import ELBO, distributions, local_reparameterization, priors
-from pyro_bnn.guides import SparseVariationalDropout
-from pyro_bnn.models import LeNet300100, lenet_300_100
+from pyro_bnn import ELBO, BayesianNet, distributions, likelihoods, local_reparameterization, priors
+from pyro_bnn.guides import MeanField, SparseVariationalDropout
+from pyro_bnn.models import LeNet5, LeNet300100, lenet_5, lenet_300_100
+from pyro_bnn.steps import CompiledStep, PlainStep
 
 BATCH, NUM_DATA = 100, 60_000
-Step = Callable[[], None]
 
 
-def batch(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def images(device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(BATCH, 784, device=device), torch.randint(10, (BATCH,), device=device)
 
 
-def deterministic(device: str) -> Step:
-    net = LeNet300100().to(device)
+def deterministic(network: type[nn.Module], device: str) -> Step:
+    net = network().to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    x, y = batch(device)
+    x, y = images(device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -57,7 +60,7 @@ def hand_written(device: str) -> Step:
     log_variance = [nn.Parameter(torch.full((o, i), -10.0, device=device)) for i, o in sizes]
     bias = [nn.Parameter(torch.zeros(o, device=device)) for _, o in sizes]
     optimizer = torch.optim.Adam([*theta, *log_variance, *bias], lr=1e-3)
-    x, y = batch(device)
+    x, y = images(device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -76,16 +79,20 @@ def hand_written(device: str) -> Step:
     return step
 
 
-def stock_pyro(device: str) -> Step:
-    """The same posterior in stock Pyro: weights are sampled, log-densities evaluated."""
+def stock_sparse(device: str) -> Step:
+    """The same posterior in stock Pyro: weights are sampled, log-densities evaluated.
+
+    The prior is a standard normal: the log-uniform one costs as much, and is now and then asked for the logarithm of a
+    weight that was rounded to zero.
+    """
     pyro.clear_param_store()
     sizes = [(300, 784), (100, 300), (10, 100)]
-    x, y = batch(device)
+    x, y = images(device)
 
     def model(x: torch.Tensor, y: torch.Tensor) -> None:
         h = x
         for layer, (o, i) in enumerate(sizes):
-            w = pyro.sample(f"w{layer}", distributions.LogUniform().expand([o, i]).to_event(2))
+            w = pyro.sample(f"w{layer}", dist.Normal(0.0, 1.0).expand([o, i]).to_event(2))
             b = pyro.param(f"b{layer}", torch.zeros(o, device=device))
             h = F.linear(h, w, b)
             h = F.relu(h) if layer < 2 else h
@@ -102,78 +109,106 @@ def stock_pyro(device: str) -> Step:
     return lambda: svi.step(x, y)
 
 
-def ours(device: str, kl: Callable[[torch.Tensor], torch.Tensor]) -> Step:
-    model = lenet_300_100(NUM_DATA, prior=priors.LogUniform(kl=kl)).to(device)
-    loss = ELBO(model, local_reparameterization(SparseVariationalDropout(model))).to(device)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
-    x, y = batch(device)
+def ours(model: Any, guide: Any, batch: tuple[torch.Tensor, torch.Tensor], compile: bool) -> Step:
+    """The step as ``fit`` takes it."""
+    device = batch[0].device
+    loss = ELBO(model.to(device), local_reparameterization(guide)).to(device)
+    take: PlainStep | CompiledStep = PlainStep(loss, torch.optim.Adam(loss.parameters(), lr=1e-3), num_particles=1)
+    take(batch, 1e-3, 1.0)
+    if compile:
+        take = CompiledStep(take)
 
     def step() -> None:
-        optimizer.zero_grad()
-        loss(x, y).backward()
-        optimizer.step()
+        with pyro.validation_enabled(False):  # as in fit: what is built wrong was said at the first step
+            take(batch, 1e-3, 1.0)
 
-    def without_validation() -> None:  # as in fit: what is built wrong was said at the first step
-        with pyro.validation_enabled(False):
-            step()
-
-    step()
-    return without_validation
+    return step
 
 
-ROWS: dict[str, Callable[[str], Step]] = {
-    "deterministic torch": deterministic,
-    "hand-written Sparse VD, eager torch": hand_written,
-    "stock Pyro, sampled weights": stock_pyro,
-    "PyroBNN, eager, exact KL (default)": lambda device: ours(device, distributions.kl_log_uniform),
-    "PyroBNN, eager, approximate KL": lambda device: ours(device, distributions.kl_log_uniform_approximate),
+def sparse(device: str, kl: Callable[[torch.Tensor], torch.Tensor], compile: bool = False) -> Step:
+    model = lenet_300_100(NUM_DATA, prior=priors.LogUniform(kl=kl))
+    return ours(model, SparseVariationalDropout(model), images(device), compile)
+
+
+def convolutional(device: str, compile: bool) -> Step:
+    model = lenet_5(NUM_DATA, prior=priors.Normal(0.1))
+    return ours(model, MeanField(model), images(device), compile)
+
+
+def small(device: str) -> tuple[BayesianNet, tuple[torch.Tensor, torch.Tensor]]:
+    net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.linspace(-2, 2, 60, device=device)[:, None]
+    model = BayesianNet(net, {"*": priors.Normal()}, likelihoods.Gaussian(0.3), num_data=60)
+    return model.to(device), (x, torch.sin(2 * x[:, 0]))
+
+
+def stock_small(device: str) -> Step:
+    pyro.clear_param_store()
+    model, batch = small(device)
+    svi = pyro.infer.SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    return lambda: svi.step(*batch)
+
+
+def ours_small(device: str, compile: bool) -> Step:
+    model, batch = small(device)
+    return ours(model, MeanField(model), batch, compile)
+
+
+TABLES: dict[str, dict[str, Callable[[str], Step]]] = {
+    "LeNet-300-100, Sparse VD, batch 100": {
+        "deterministic torch": lambda device: deterministic(LeNet300100, device),
+        "hand-written Sparse VD, eager torch": hand_written,
+        "stock Pyro, sampled weights": stock_sparse,
+        "PyroBNN, eager, exact KL (default)": lambda device: sparse(device, distributions.kl_log_uniform),
+        "PyroBNN, eager, approximate KL": lambda device: sparse(device, distributions.kl_log_uniform_approximate),
+        "PyroBNN, compiled, exact KL (default)": lambda device: sparse(device, distributions.kl_log_uniform, True),
+    },
+    "LeNet-5, mean field, batch 100": {
+        "deterministic torch": lambda device: deterministic(LeNet5, device),
+        "PyroBNN, eager": lambda device: convolutional(device, False),
+        "PyroBNN, compiled": lambda device: convolutional(device, True),
+    },
+    "1-16-1 regression net, mean field, 60 points": {
+        "stock Pyro SVI, AutoNormal": stock_small,
+        "PyroBNN, eager": lambda device: ours_small(device, False),
+        "PyroBNN, compiled": lambda device: ours_small(device, True),
+    },
 }
+STEPS = dict(zip(TABLES, (30, 5, 100), strict=True))
 
 
-def measure(device: str, steps: int, rounds: int) -> dict[str, float]:
-    """Return the median milliseconds of a step for each row."""
-    torch.manual_seed(0)
-    rows = {name: build(device) for name, build in ROWS.items()}
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for round_number in range(rounds + 1):
-        for name, step in rows.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if round_number:  # the first round warms up
-                times[name].append((time.perf_counter() - started) / steps * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+def measured(device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Return milliseconds per step of every row of every table."""
+    found = {}
+    for name, builders in TABLES.items():
+        torch.manual_seed(0)
+        found[name] = milliseconds({row: build(device) for row, build in builders.items()}, STEPS[name], rounds)
+    return found
+
+
+def table(cpu: dict[str, dict[str, float]], gpu: dict[str, dict[str, float]]) -> str:
+    """Return one markdown table for each network; ratios are to its first row, and to its second where hand-written."""
+    blocks = []
+    for name, rows in cpu.items():
+        first, second, *_ = rows
+        other = second if "hand-written" in second else None
+        lines = [f"| one step: {name} | CPU, 1 thread | x {first} |" + (f" x {other} |" if other else "") + " GPU |"]
+        lines.append("|---|---|---|" + ("---|" if other else "") + "---|")
+        for row, ms in rows.items():
+            ratios = f"{ms / rows[first]:.3g} |" + (f" {ms / rows[other]:.3g} |" if other else "")
+            lines.append(f"| {row} | {ms:.3g} ms | {ratios} {f'{gpu[name][row]:.3g} ms' if gpu else 'no GPU'} |")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cpu = measure("cpu", arguments.steps, arguments.rounds)
-    gpu = measure("cuda", arguments.steps, arguments.rounds) if torch.cuda.is_available() else {}
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    facts = {"torch": torch.__version__, "pyro": pyro.__version__, "python": platform.python_version()}
-    record = {"cpu_ms": cpu, "gpu_ms": gpu or "no GPU", **facts}
-    (results / "svi_step.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / "svi_step.md").write_text(table(cpu, gpu))
-    print(table(cpu, gpu))
-
-
-def table(cpu: dict[str, float], gpu: dict[str, float]) -> str:
-    base, hand = cpu["deterministic torch"], cpu["hand-written Sparse VD, eager torch"]
-    lines = [
-        f"| one step, LeNet-300-100, batch {BATCH} | CPU, 1 thread | x deterministic | x hand-written | GPU |",
-        "|---|---|---|---|---|",
-    ]
-    for name, ms in cpu.items():
-        on_gpu = f"{gpu[name]:.2f} ms" if gpu else "no GPU"
-        lines.append(f"| {name} | {ms:.2f} ms | {ms / base:.2f} | {ms / hand:.2f} | {on_gpu} |")
-    return "\n".join(lines) + "\n"
+    cpu = measured("cpu", arguments.rounds)
+    gpu = measured("cuda", arguments.rounds) if torch.cuda.is_available() else {}
+    write("svi_step", {"cpu_ms": cpu, "gpu_ms": gpu or "no GPU"}, table(cpu, gpu))
 
 
 if __name__ == "__main__":

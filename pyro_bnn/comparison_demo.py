@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ class Settings:
     hidden: int = 16
     epochs: int = 3000
     draws: int = 500
-    nuts_draws: int = 50
+    nuts_draws: int = 100
     langevin_steps: int = 150_000
 
 
@@ -72,6 +73,7 @@ def methods(task: Problem, settings: Settings, progress: bool) -> dict[str, Call
             data,
             epochs=settings.epochs,
             learning_rate=lambda epoch: 0.02 * 0.01 ** (epoch / settings.epochs),
+            compile=True,
             num_particles=1 if isinstance(guide, AutoMultivariateNormal) else 4,
             seed=seed,
             progress=progress,
@@ -98,12 +100,18 @@ def methods(task: Problem, settings: Settings, progress: bool) -> dict[str, Call
 
     chains: dict[str, Any] = {"seed": seed, "progress": progress}
     sampled: dict[str, Callable[[], Posterior]] = {"SGLD": langevin}
-    nuts: Any = getattr(mcmc, "nuts", None)
-    if nuts is not None:
-        few = settings.nuts_draws  # trajectories of hundreds of steps, one chain at a time
-        sampled["NUTS"] = lambda: nuts(model, data, chains=2, warmup=few, draws=few, **chains)
+    sampled["NUTS"] = lambda: _no_u_turn(model, data, settings, chains)
     sampled[REFERENCE] = lambda: mcmc.hmc(model, data, chains=8, warmup=settings.draws, draws=settings.draws, **chains)
     return {"mean field": mean_field, "full rank": full_rank, **sampled}
+
+
+def _no_u_turn(model: Any, data: tuple[Tensor, Tensor], settings: Settings, chains: dict[str, Any]) -> Posterior:
+    """Run nutpie's NUTS on the compiled density where it is installed, and else Pyro's, for as long as one can wait."""
+    if importlib.util.find_spec("nutpie") is not None:
+        sizes: dict[str, Any] = {"chains": 4, "warmup": settings.nuts_draws, "draws": settings.nuts_draws}
+        return mcmc.nuts(model, data, backend="nutpie", **sizes, **chains)
+    few = max(settings.nuts_draws // 8, 25)  # hundreds of gradients for each draw, at milliseconds each
+    return mcmc.nuts(model, data, chains=1, warmup=few, draws=few, **chains)
 
 
 def claim(folder: Path) -> None:

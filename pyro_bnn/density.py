@@ -125,6 +125,11 @@ class LogDensity:
         return self._over_chains(positions, batches, shared=False)
 
     def _over_chains(self, positions: Tensor, batches: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, Tensor]:
+        if self.plain is not None:  # Pyro's sum over discrete sites does not go through torch.func
+            leaves = positions.detach().requires_grad_()
+            with self.statements.answering(), torch.enable_grad():
+                values = torch.stack([self(leaf) for leaf in leaves])
+            return values.detach(), torch.autograd.grad(values.sum(), leaves)[0]
         one = torch.func.grad_and_value(self)
         with self.statements.answering(), without_validation():
             if self.vectorized:

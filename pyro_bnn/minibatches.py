@@ -65,7 +65,8 @@ class TensorBatches:
             validate(tensors[0], tensors[0])
         for other in tensors[1:]:
             validate(tensors[0], other)
-        self.tensors, self.seed, self.num_data = tensors, seed, len(tensors[0])
+        self.tensors = tuple(part.contiguous() for part in tensors)  # as compiled functions expect them
+        self.seed, self.num_data = seed, len(tensors[0])
         self.size = self.num_data if size is None else size
         if self.size < 1:
             raise ValueError(f"fit: expected a batch_size of at least 1, got {size}")

@@ -22,6 +22,7 @@ from .network import BayesianNet
 from .prediction import Predict, Prediction, components_of, summarize
 from .randomness import own_randomness
 from .reparameterization import Reparameterized
+from .vectorized import VectorizedDraws
 
 __all__ = ["Posterior"]
 
@@ -152,7 +153,8 @@ class Posterior:
 
     def _guide_draws(self, num: int) -> dict[str, Tensor]:
         try:
-            return torch.vmap(lambda _: self._guide_sites(), randomness="different")(torch.empty(num))
+            with VectorizedDraws():
+                return torch.vmap(lambda _: self._guide_sites(), randomness="different")(torch.empty(num))
         except (RuntimeError, ValueError):  # a guide that cannot be vectorised draws one by one
             return _stack(self._guide_sites() for _ in range(num))
 
@@ -311,7 +313,7 @@ class Posterior:
         with self._quietly(seed):
             one = self._guide_draws(1) if chosen is None else self._kept(chosen[:1])
             size = sum(value.numel() for value in one.values())
-        step = max(1, min(64, _CHUNK // size))
+        step = max(1, min(1024, _CHUNK // size))
         width = max(64, x[0].numel())  # a guess at the numbers per example in a layer
         for start in range(0, draws, step):
             num = min(step, draws - start)

@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo against conjugate posteriors and quadrature.
 
 It has no bias at any step size, so every statistic is compared with the truth alone. The errors are those between
-independent chains (128 of them); at 4.5 of them each number would fail falsely on a fresh seed with a probability of
-2e-5 (Student's t), and some 80 numbers are compared: 0.2 % for the whole file. Seeds are fixed.
+independent chains (128 to 512 of them); at 4.5 of them each number would fail falsely on a fresh seed with a
+probability of at most 2e-5 (Student's t), and some 80 numbers are compared: 0.2 % for the whole file. Seeds are fixed.
 """
 
 import math
@@ -20,11 +20,11 @@ from pyro_bnn.density import LogDensity
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.mcmc import hamiltonian
 from pyro_bnn.mcmc.hamiltonian import HMC
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import linear_regression
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_bnn.mcmc.ConvergenceWarning")
 
-CHAINS, SIGMAS, N, NOISE = 128, 4.5, 12, 0.5
+CHAINS, SIGMAS, N, NOISE = 512, 4.5, 12, 0.5
 
 torch.manual_seed(1)
 X = torch.randn(N, 2, dtype=torch.float64)
@@ -59,12 +59,12 @@ torch.manual_seed(5)
 EXACT = torch.tensor(MEAN) + torch.randn(CHAINS, 3).double() @ torch.linalg.cholesky(torch.tensor(COVARIANCE)).T
 START = {"weight": EXACT[:, :2], "bias": EXACT[:, 2]}
 
-# steps of 1.4 standard deviations, where leapfrogs lose energy and many trajectories are rejected
-COARSE = {"step_size": 1.4, "trajectory": 2.8, "start": START}
+# steps of 1.6 standard deviations, where leapfrogs lose energy and many trajectories are rejected
+COARSE = {"step_size": 1.6, "trajectory": 3.2, "start": START}
 
 
 def test_the_adapted_sampler_has_the_conjugate_posterior(traced_samplers):
-    posterior = run(warmup=150)
+    posterior = run(warmup=150, chains=128)
     assert regression_deviation(posterior) < SIGMAS
     assert 0.6 < float(posterior.statistics["acceptance_rate"].mean()) < 0.95
     assert posterior.facts["warnings"] == []
@@ -81,21 +81,10 @@ def test_without_a_warm_up_a_start_in_the_posterior_stays_there(traced_samplers)
     assert regression_deviation(run(warmup=0, start=START, **steps)) < SIGMAS
 
 
-@pytest.mark.skipif(not hasattr(mcmc, "nuts"), reason="no mcmc.nuts")
-def test_nuts_and_hmc_agree(traced_samplers):
-    def moments(posterior):
-        w1, noise = posterior.draws["w1"], posterior.draws["noise"]
-        x = torch.linspace(-1, 1, 5)[:, None]
-        hidden = (x @ w1 + posterior.draws["b1"][..., None, :]).relu()
-        f = (hidden @ posterior.draws["w2"][..., None])[..., 0] + posterior.draws["b2"][..., None]
-        each = torch.cat([f, f.square(), noise[..., None]], -1).mean(1)
-        return each.mean(0), each.var(0) / len(each)
-
-    x = torch.linspace(-1, 1, 12)[:, None]
-    arguments = {"chains": 32, "warmup": 100, "draws": 60, "progress": False}
-    one, other = (verb(mlp_regression(12, hidden=3), (x, x[:, 0].sin()), **arguments) for verb in (mcmc.hmc, mcmc.nuts))
-    (mean, error), (other_mean, other_error) = moments(one), moments(other)
-    assert float(((mean - other_mean) / (error + other_error).sqrt()).abs().max()) < SIGMAS
+def test_nuts_has_the_same_posterior():
+    pytest.importorskip("nutpie")
+    posterior = mcmc.nuts(MODEL, (X, Y), chains=16, warmup=200, draws=300, backend="nutpie", progress=False)
+    assert regression_deviation(posterior) < 7  # Student's t of 16 chains: 4e-6
 
 
 # --- Sites that are not real numbers ---------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ PRIORS = {
 
 def scale_deviation(name):
     prior, exact = PRIORS[name]
-    draws = run(scaled(prior), (SAMPLE,)).draws["scale"].numpy()
+    draws = run(scaled(prior), (SAMPLE,), chains=128).draws["scale"].numpy()
     return deviation(np.stack([f(draws) for f in FUNCTIONS], -1), scale_moments(exact))
 
 
@@ -152,7 +141,7 @@ def test_a_simplex_has_its_dirichlet_posterior(traced_samplers):
 
     y = torch.tensor([0, 0, 1, 2, 2, 2])
     counts = np.array([3.0, 3.0, 3.5])
-    draws = run(model, (y,), warmup=100).draws["shares"].numpy()
+    draws = run(model, (y,), chains=128, warmup=100).draws["shares"].numpy()
     exact = stats.dirichlet(counts)
     values = np.concatenate([draws, draws**2], -1)
     assert deviation(values, np.concatenate([exact.mean(), exact.var() + exact.mean() ** 2])) < SIGMAS
@@ -164,10 +153,10 @@ def test_a_regularised_horseshoe_is_sampled_without_divergences_piling_up(traced
     y = x[:, 0] + 0.1 * torch.randn(30)
     prior = {"*": priors.Horseshoe(global_scale=0.1, slab=2.0)}
     model = BayesianNet(nn.Linear(4, 1, bias=False), prior, likelihoods.Gaussian(0.1), 30)
-    run = {"chains": 8, "warmup": 200, "draws": 100, "target_acceptance": 0.9, "max_steps": 50, "progress": False}
+    run = {"chains": 8, "warmup": 150, "draws": 50, "target_acceptance": 0.9, "max_steps": 50, "progress": False}
     posterior = mcmc.hmc(model, (x, y), **run)
     assert float(posterior.statistics["diverging"].double().mean()) < 0.02
-    weight = posterior.sample(800)["weight"][:, 0]
+    weight = posterior.sample(400)["weight"][:, 0]
     assert abs(float(weight[:, 0].mean()) - 1) < 0.05
     assert float(weight[:, 1:].abs().mean()) < 0.05
 
@@ -195,7 +184,7 @@ def test_the_conjugate_posterior_rejects(bug, seeded_bug, traced_samplers):
     seeded_bug(*BUGS[bug])
     try:
         found = regression_deviation(run(**COARSE, draws=100))
-    except mcmc.SamplingError:
+    except (mcmc.SamplingError, ValueError):  # the chains left the finite numbers
         found = math.inf
     assert found > 1.5 * SIGMAS
 

@@ -325,8 +325,8 @@ def _chains(posterior: Posterior, functions: Mapping[str, Tensor], notes: list[s
     if posterior.guide is not None:
         return row
     steps = posterior.statistics.get("step_size")
-    adapted = str(posterior.facts.get("method")).upper() in ("HMC", "NUTS")  # each trajectory of these is exact
-    if steps is not None and not adapted and bool((steps != steps.flatten()[0]).any()):
+    exact = "acceptance_rate" in posterior.statistics  # a draw that was accepted needs no weight, whatever the step
+    if steps is not None and not exact and bool((steps != steps.flatten()[0]).any()):
         notes.append("its step size changes from draw to draw; its draws are taken without weights")
     diverged = int(posterior.statistics["diverging"].sum()) if "diverging" in posterior.statistics else 0
     if diverged:

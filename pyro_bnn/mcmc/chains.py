@@ -127,9 +127,9 @@ def sample(
     began = time.perf_counter()
     full = batches.size == batches.num_data
     batch = tuple(part if full else part[: batches.size] for part in batches.tensors)
-    density = LogDensity(model, batch)
-    require_fitting(density, batches)
-    with own_randomness(density.device, seed):
+    with own_randomness(batch[0].device, seed):
+        density = LogDensity(model, batch)  # runs the program once
+        require_fitting(density, batches)
         position = starting_points(density, start, chains)
     if not full:
         batch = tuple(part.expand(chains, *part.shape) for part in batch)
@@ -186,6 +186,12 @@ def require_fitting(density: LogDensity, batches: TensorBatches) -> None:
         if observed and site["value"] is density.data[1]:
             require_observable(name, site["fn"], batches.tensors[1])
             require_whole_plate(name, site["cond_indep_stack"], batches.num_data)
+
+
+def minibatch(data: Batch, examples: Tensor) -> Batch:
+    """Return these examples of every tensor, a minibatch for each chain: (chains, B, ...)."""
+    rows = examples.flatten()
+    return tuple(part.index_select(0, rows).unflatten(0, examples.shape) for part in data)
 
 
 @dataclasses.dataclass
@@ -248,7 +254,7 @@ class _Run:
         with bar, until_interrupted(self.stop):
             while self.number < total and not self.stopping:
                 random = self.noise.next()
-                batch = data if self.full else tuple(part[random.examples] for part in data)
+                batch = data if self.full else minibatch(data, random.examples)
                 self.state, info = self.settings.step(self.update, self.state, self.number, random, batch)
                 self.number += 1
                 self.gradients += self.chains * (int(info.n_steps[0]) if hasattr(info, "n_steps") else 1)

@@ -62,8 +62,8 @@ def hmc(
         seed: of all random numbers.
         step_size: :math:`\varepsilon`, held fixed; ``None`` to adapt it to ``target_acceptance``.
         trajectory: the mean of :math:`L\varepsilon`, held fixed; ``None`` to adapt it.
-        target_acceptance: the acceptance probability that the step size is adapted to, as a harmonic mean over the
-            chains, which is no larger than the mean and near zero as long as any chain is stuck.
+        target_acceptance: the mean acceptance probability that the step size is adapted to; in the first half of the
+            warm-up the harmonic mean over the chains, which is near zero as long as any chain is stuck.
         max_steps: the largest L.
         run: ``start``, ``thin``, ``folder``, ``resume``, ``progress``, ``compile``: see
             :func:`~pyro_bnn.mcmc.chains.sample`.
@@ -189,8 +189,12 @@ class HMC:
         self, old: State, new: State, number: int, proposal: Tensor, momentum: Tensor, acceptance: Tensor, u: float
     ) -> State:
         """Return the state with what this iteration taught."""
-        # the harmonic mean: one chain that is stuck pulls it to zero, where a plain mean would leave that chain behind
-        step_size = new.step_size.update(1 / float((1 / acceptance).mean()), self.target_acceptance)
+        step_size = new.step_size
+        if self.step_size is None:
+            # at first the harmonic mean, which one chain that is stuck pulls to zero; a mean leaves that chain behind
+            arriving = number < self.warmup // 2
+            mean = 1 / (1 / acceptance).mean() if arriving else acceptance.mean()
+            step_size = step_size.update(float(mean), self.target_acceptance)
         if step_size.current < 1e-10:
             raise SamplingError(
                 "hmc: the step size fell below 1e-10, so the log-density has no usable gradient where the chains are; "
@@ -207,7 +211,9 @@ class HMC:
             ratio = float((scale / new.variance).sqrt().log().mean().exp())
             new, moments = new._replace(variance=scale), Moments.start(new.position)
             # positions are now measured in their own standard deviations, so a step of the old length is a shorter one
-            step_size, trajectory = step_size.restart(step_size.average / ratio), trajectory.restart(1 / ratio)
+            trajectory = trajectory.restart(1 / ratio)
+            if self.step_size is None:
+                step_size = step_size.restart(step_size.average / ratio)
         return new._replace(step_size=step_size, moments=moments, trajectory=trajectory)
 
 

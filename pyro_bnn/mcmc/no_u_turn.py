@@ -74,9 +74,9 @@ def nuts(
         raise ValueError("nuts: expected tensors (x, y), got a loader")
     began = time.perf_counter()
     sampler = _with_pyro if backend == "pyro" else _with_nutpie
-    density = LogDensity(model, batches.tensors) if backend == "pyro" else _doubled(model, batches.tensors)
-    require_fitting(density, batches)
-    with own_randomness(density.device, seed):
+    with own_randomness(torch.device("cpu"), seed):
+        density = LogDensity(model, batches.tensors) if backend == "pyro" else _doubled(model, batches.tensors)
+        require_fitting(density, batches)
         position = starting_points(density, start, chains)
     values, statistics = sampler(density, position, warmup, draws, seed, target_acceptance, max_tree_depth, progress)
     told = concerns(statistics)

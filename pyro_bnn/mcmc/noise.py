@@ -3,7 +3,7 @@ it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,14 +52,19 @@ class Noise:
     def _draw_ahead(self) -> None:
         self.states = [generator.get_state() for generator in self.generators]
         self.used, k = 0, self.ahead
-        each = []
-        for g in self.generators:
-            normal = torch.randn(k, self.size, generator=g, device=self.device, dtype=self.dtype)
-            uniform = torch.rand(k, generator=g, device=self.device)
-            index = torch.randint(max(1, self.num_data), (k, self.batch_size), generator=g, device=self.device)
-            each.append((normal, uniform, index))
+        own: dict[str, Any] = {"device": self.device}
         # (step, chain, ...): those of one step lie side by side, as a compiled function expects of its arguments
-        self.normal, self.uniform, self.examples = (torch.stack(parts, 1) for parts in zip(*each, strict=True))
+        shape = (k, len(self.generators))
+        self.normal = torch.empty(*shape, self.size, dtype=self.dtype, **own)
+        self.uniform = torch.empty(shape, **own)
+        self.examples = torch.empty(*shape, self.batch_size, dtype=torch.long, **own)
+        for chain, g in enumerate(self.generators):
+            if k == 1:  # many weights: in place
+                self.normal[0, chain].normal_(generator=g)
+            else:
+                self.normal[:, chain] = torch.randn(k, self.size, generator=g, dtype=self.dtype, **own)
+            self.uniform[:, chain] = torch.rand(k, generator=g, **own)
+            self.examples[:, chain] = torch.randint(max(1, self.num_data), (k, self.batch_size), generator=g, **own)
 
     def state(self) -> dict[str, Tensor]:
         """Return where the streams are."""
