@@ -276,14 +276,13 @@ assert 1 < ratios[f"SGLD, {small:.0e}"][near].mean() < 1.4 < ratios[f"SGLD, {lar
 # * **Mean field** is wrong in both directions. In the gap it is far too sure. At the data, where the answer is known
 #   well, it is far too *unsure*: there the posterior is narrow because errors of one weight are made good by another,
 #   and independent weights cannot do that, so their errors add up.
-# * **Full rank** knows the correlations, which repairs part of the damage at the data. In the gap it is nearly as
-#   sure as mean field: many arrangements of the kinks of the hidden units are plausible there, and a Gaussian commits
-#   to one.
+# * **Full rank** knows the correlations, which repairs part of the damage at the data. In the gap it is far too
+#   sure as well: many arrangements of the kinks of the hidden units are plausible there, and a Gaussian commits to one.
 # * **SGLD** sees all or most of the gap, because it walks. With the large step it is too wide at the data, where the
 #   posterior is narrow; with the small step it is nearly right. But a small step walks slowly: the notes below the
 #   table say which chains have not mixed after all these steps, and their numbers are rough.
-# * **HMC** takes ten times the gradients of a fit and more, and its chains agree. That SGLD looks no
-#   cheaper in the table has one reason: with 40 data a minibatch saves nothing. With a million it would.
+# * **HMC** takes ten times the gradients of a fit and more, and its chains agree. That SGLD looks no cheaper here
+#   has one reason: with 40 data a minibatch saves nothing. With a million it would.
 #
 # Test log-likelihood and coverage say less than the picture: each is one number for all places, in which too sure here
 # and too unsure there are mixed, and the noise of y covers much of both. A method can predict well on average and still

@@ -1,11 +1,11 @@
 """Samplers: one algorithm, one file, all of one shape; many chains in one process."""
 
-from .chains import ConvergenceWarning as ConvergenceWarning
-from .chains import SamplingError as SamplingError
 from .hamiltonian import hmc as hmc
 from .langevin import sgld as sgld
 from .no_u_turn import nuts as nuts
 from .preconditioned_langevin import psgld as psgld
+from .sampler import ConvergenceWarning as ConvergenceWarning
+from .sampler import SamplingError as SamplingError
 from .schedules import cyclical as cyclical
 from .schedules import polynomial_decay as polynomial_decay
 from .stochastic_hamiltonian import sghmc as sghmc

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,48 +24,11 @@ from ..minibatches import TensorBatches, minibatches, require_observable, requir
 from ..posterior import Posterior
 from ..randomness import own_randomness
 from ..training import Fit
-from .noise import Noise, Numbers
+from .curvature import largest_curvature
+from .noise import Noise
+from .sampler import Batch, ConvergenceWarning, Sampler, SamplingError, Update
 
 __all__ = ["ConvergenceWarning", "Sampler", "SamplingError", "sample"]
-
-
-class SamplingError(RuntimeError):
-    """Sampling cannot go on: every chain diverges, the step size falls to zero, or it was stopped before any draw."""
-
-
-class ConvergenceWarning(UserWarning):
-    """The draws may not represent the posterior; also told in ``posterior.facts["warnings"]``."""
-
-
-Gradient = Callable[..., tuple[Tensor, Tensor]]
-Update = Callable[..., tuple[Tensor, ...]]
-Batch = tuple[Tensor, ...]
-
-
-class Sampler(Protocol):
-    """The settings of a sampler, and what it does with them; one file each, all of this shape.
-
-    ``function`` returns the work on tensors of one step, given log-density and gradient; it is compiled by the caller,
-    with ``examples`` for its arguments. ``init`` returns the first state, all that the next step needs, and ``step``
-    the state after that, with what a person wants to see of the step: a named tuple of numbers, one for each chain or
-    one for all.
-    """
-
-    @property
-    def name(self) -> str:
-        """What people call the method."""
-
-    def function(self, gradient: Gradient) -> Update:
-        """Return the work of one step as a function of tensors."""
-
-    def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
-        """Return arguments of that function."""
-
-    def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> Any:
-        """Return the state at these positions (chains, D)."""
-
-    def step(self, update: Update, state: Any, number: int, random: Numbers, batch: Batch) -> tuple[Any, Any]:
-        """Return the state after step ``number``, and information on it."""
 
 
 def sample(
@@ -134,6 +97,7 @@ def sample(
     if not full:
         batch = tuple(part.expand(chains, *part.shape) for part in batch)
     gradient = density.value_and_grad if full else density.value_and_grad_each
+    settings = settings.chosen(lambda: largest_curvature(gradient, position, batch), batches.size / batches.num_data)
     update = settings.function(gradient)
     if compile and density.vectorized:
         update = compiled(update, settings.examples(position, batch), f"{settings.name} on this model")

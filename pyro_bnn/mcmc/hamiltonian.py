@@ -31,8 +31,9 @@ from torch import Tensor
 
 from ..posterior import Posterior
 from .adaptation import DualAveraging, Moments, Trajectory
-from .chains import Batch, Gradient, SamplingError, Update, sample
+from .chains import sample
 from .noise import Numbers
+from .sampler import Batch, Gradient, SamplingError, Update
 
 __all__ = ["HMC", "hmc"]
 
@@ -123,6 +124,10 @@ class HMC:
                 "hmc: expected a target_acceptance between 0 and 1 and max_steps of at least 1, "
                 f"got {self.target_acceptance} and {self.max_steps}"
             )
+
+    def chosen(self, curvature: Callable[[], float], share: float) -> HMC:
+        """Return the settings as they are: what was left open is adapted in the warm-up."""
+        return self
 
     def function(self, gradient: Gradient) -> Update:
         """Return one leapfrog of all chains, as a function of tensors."""

@@ -15,15 +15,16 @@ Source: Welling & Teh (2011), equation 4, https://www.stats.ox.ac.uk/~teh/resear
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..posterior import Posterior
-from .chains import Batch, Gradient, Update, sample
+from .chains import sample
 from .noise import Numbers
+from .sampler import Batch, Gradient, Update
 from .schedules import Pace, Schedule, require_pace, sampling_steps
 
 __all__ = ["SGLD", "sgld"]
@@ -33,7 +34,7 @@ def sgld(
     model: Callable[..., Any],
     data: tuple[Tensor, ...],
     *,
-    step_size: Schedule,
+    step_size: Schedule | None = None,
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
@@ -54,6 +55,8 @@ def sgld(
             :func:`~pyro_bnn.mcmc.schedules.polynomial_decay` and :func:`~pyro_bnn.mcmc.schedules.cyclical`. It has the
             scale of a posterior variance: where that is :math:`s^2` along its narrowest direction, steps above
             :math:`4 s^2` explode.
+            ``None``: :math:`0.2\,(B/N)/\lambda`, from the curvature :math:`\lambda` that is found at the start (see
+            :mod:`~pyro_bnn.mcmc.curvature`).
         chains: how many, computed together in one process.
         warmup: steps before the first draw.
         draws: to be kept of each chain, one in ``thin`` steps.
@@ -104,13 +107,20 @@ class Info(NamedTuple):
 class SGLD:
     """The settings of :func:`sgld`."""
 
-    step_size: Schedule
+    step_size: Schedule | None = None
     temperature: float = 1.0
 
     name = "SGLD"
 
     def __post_init__(self) -> None:
         require_pace("sgld", self.step_size, self.temperature)
+
+    def chosen(self, curvature: Callable[[], float], share: float) -> SGLD:
+        """Return the settings with a step size, if none was given; share is B/N."""
+        if self.step_size is not None:
+            return self
+        # ε λ / 4 and ε λ (N / B) / 4: a twentieth of the variance at most
+        return replace(self, step_size=0.2 * share / curvature())
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""

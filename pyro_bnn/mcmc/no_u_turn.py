@@ -25,7 +25,8 @@ from ..minibatches import TensorBatches, minibatches
 from ..posterior import Posterior
 from ..randomness import own_randomness
 from ..training import Fit
-from .chains import Batch, ConvergenceWarning, Update, concerns, require_fitting, starting_points
+from .chains import concerns, require_fitting, starting_points
+from .sampler import Batch, ConvergenceWarning, Update
 
 __all__ = ["nuts"]
 

@@ -19,16 +19,18 @@ Source: Li, Chen, Carlson & Carin (2016), algorithm 1, https://arxiv.org/abs/151
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..posterior import Posterior
-from .chains import Batch, Gradient, Update, sample
+from .chains import sample
 from .noise import Numbers
+from .sampler import Batch, Gradient, Update
 from .schedules import Pace, Schedule, require_pace, sampling_steps
 
 __all__ = ["PSGLD", "psgld"]
@@ -38,7 +40,7 @@ def psgld(
     model: Callable[..., Any],
     data: tuple[Tensor, ...],
     *,
-    step_size: Schedule,
+    step_size: Schedule | None = None,
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
@@ -61,6 +63,8 @@ def psgld(
         data: all the data, ``(x, y)``.
         step_size: :math:`\varepsilon`, a number or a function of the step number; along coordinate i the step is
             :math:`\varepsilon G_i`, which has the scale of a posterior variance.
+            ``None``: :math:`0.2\,(B/N)/(\lambda G)`, from the curvature :math:`\lambda` that is found at the start
+            (see :mod:`~pyro_bnn.mcmc.curvature`) and the G that goes with it.
         chains: how many, computed together in one process.
         warmup: steps before the first draw.
         draws: to be kept of each chain, one in ``thin`` steps.
@@ -118,7 +122,7 @@ class Info(NamedTuple):
 class PSGLD:
     """The settings of :func:`psgld`."""
 
-    step_size: Schedule
+    step_size: Schedule | None = None
     temperature: float = 1.0
     num_data: int = 1
     warmup: int = 0
@@ -137,6 +141,17 @@ class PSGLD:
             )
         if self.preconditioner is not None and not bool((torch.as_tensor(self.preconditioner) > 0).all()):
             raise ValueError(f"psgld: expected a preconditioner above zero, got {self.preconditioner}")
+
+    def chosen(self, curvature: Callable[[], float], share: float) -> PSGLD:
+        """Return the settings with a step size, if none was given; share is B/N."""
+        if self.step_size is not None:
+            return self
+        largest = curvature()
+        if self.preconditioner is not None:
+            scale = float(torch.as_tensor(self.preconditioner).max())
+        else:  # a mean gradient over B examples is near sqrt(λ / (N B)), so G is near its inverse
+            scale = min(1 / self.floor, math.sqrt(self.num_data**2 * share / largest))
+        return replace(self, step_size=0.2 * share / (scale * largest))
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""

@@ -134,17 +134,18 @@ class Pace(NamedTuple):
     values: tuple[float, float, int | None]
 
     @staticmethod
-    def start(schedule: Schedule, temperature: float, like: Tensor) -> Pace:
+    def start(schedule: Schedule | None, temperature: float, like: Tensor) -> Pace:
         """Return the pace of step zero."""
         nothing = like.new_zeros(())
         return Pace(nothing, nothing, None, (math.nan, math.nan, None)).at(0, schedule, temperature)
 
-    def at(self, number: int, schedule: Schedule, temperature: float) -> Pace:
+    def at(self, number: int, schedule: Schedule | None, temperature: float) -> Pace:
         """Return the pace of step ``number``.
 
         Raises:
             ValueError: a schedule that gives no positive number.
         """
+        assert schedule is not None  # the loop has chosen one where none was given
         step_size = schedule(number) if callable(schedule) else schedule
         cycle = None
         if isinstance(schedule, Cyclical):
@@ -160,18 +161,18 @@ class Pace(NamedTuple):
         return Pace(new(step_size), new(temperature), noted, values)
 
 
-def require_pace(name: str, step_size: Schedule, temperature: float) -> None:
+def require_pace(name: str, step_size: Schedule | None, temperature: float) -> None:
     """Refuse a step size or a temperature that makes no sense.
 
     Raises:
         ValueError: with what was expected.
     """
-    if not callable(step_size) and not 0 < step_size < math.inf:
+    if step_size is not None and not callable(step_size) and not 0 < step_size < math.inf:
         raise ValueError(f"{name}: expected a step_size above zero or a function of the step number, got {step_size}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"{name}: expected a temperature of at least zero (1 for the posterior), got {temperature}")
 
 
-def sampling_steps(step_size: Schedule) -> Callable[[int], bool] | None:
+def sampling_steps(step_size: Schedule | None) -> Callable[[int], bool] | None:
     """Return which steps may become draws, or ``None`` where all may."""
     return step_size.samples if isinstance(step_size, Cyclical) else None

@@ -18,15 +18,16 @@ Source: Chen, Fox & Guestrin (2014), equation 15, https://arxiv.org/abs/1402.410
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..posterior import Posterior
-from .chains import Batch, Gradient, Update, sample
+from .chains import sample
 from .noise import Numbers
+from .sampler import Batch, Gradient, Update
 from .schedules import Pace, Schedule, require_pace, sampling_steps
 
 __all__ = ["SGHMC", "sghmc"]
@@ -36,7 +37,7 @@ def sghmc(
     model: Callable[..., Any],
     data: tuple[Tensor, ...],
     *,
-    step_size: Schedule,
+    step_size: Schedule | None = None,
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
@@ -57,6 +58,8 @@ def sghmc(
         data: all the data, ``(x, y)``.
         step_size: :math:`\eta`, a number or a function of the step number. It has the scale of a posterior variance:
             where that is :math:`s^2` along its narrowest direction, steps above :math:`2 (2 - \alpha) s^2` explode.
+            ``None``: :math:`0.1/\lambda`, with minibatches :math:`0.1\,\alpha (B/N)/\lambda`, from the curvature
+            :math:`\lambda` that is found at the start (see :mod:`~pyro_bnn.mcmc.curvature`).
         chains: how many, computed together in one process.
         warmup: steps before the first draw.
         draws: to be kept of each chain, one in ``thin`` steps.
@@ -110,7 +113,7 @@ class Info(NamedTuple):
 class SGHMC:
     """The settings of :func:`sghmc`."""
 
-    step_size: Schedule
+    step_size: Schedule | None = None
     temperature: float = 1.0
     friction: float = 0.1
     noise_estimate: float = 0.0
@@ -124,6 +127,13 @@ class SGHMC:
                 "sghmc: expected a friction above 0 and at most 1, and a noise_estimate from 0 to the friction, "
                 f"got {self.friction} and {self.noise_estimate}"
             )
+
+    def chosen(self, curvature: Callable[[], float], share: float) -> SGHMC:
+        """Return the settings with a step size, if none was given; share is B/N."""
+        if self.step_size is not None:
+            return self
+        # η λ / 4 without minibatches; with them the estimate β = η λ (N / B) / 2 beside the friction α
+        return replace(self, step_size=(0.1 if share == 1 else 0.1 * self.friction * share) / curvature())
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..posterior import Posterior
-from .chains import Batch, Gradient, Update, sample
+from .chains import sample
 from .noise import Numbers
+from .sampler import Batch, Gradient, Update
 from .schedules import Pace, Schedule, require_pace, sampling_steps
 
 __all__ = ["BAOA", "baoa"]
@@ -37,7 +38,7 @@ def baoa(
     model: Callable[..., Any],
     data: tuple[Tensor, ...],
     *,
-    step_size: Schedule,
+    step_size: Schedule | None = None,
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
@@ -47,7 +48,7 @@ def baoa(
     seed: int = 0,
     **run: Any,
 ) -> Posterior:
-    r"""Sample the posterior, up to a bias of order :math:`arepsilon^2`, by underdamped Langevin dynamics.
+    r"""Sample the posterior, up to a bias of order :math:`\varepsilon^2`, by underdamped Langevin dynamics.
 
     The draws are unweighted. Where the step size changes, expectations are weighted by it:
     ``posterior.statistics["step_size"]``, (chain, draw), has it for every draw.
@@ -57,6 +58,8 @@ def baoa(
         data: all the data, ``(x, y)``.
         step_size: :math:`\varepsilon`, a number or a function of the step number. It has the scale of a posterior
             standard deviation: where that is s along its narrowest direction, steps above 2 s explode.
+            ``None``: :math:`0.5/\sqrt\lambda`, with minibatches :math:`0.1\,\gamma (B/N)/\lambda` if that is less,
+            from the curvature :math:`\lambda` that is found at the start (see :mod:`~pyro_bnn.mcmc.curvature`).
         chains: how many, computed together in one process.
         warmup: steps before the first draw.
         draws: to be kept of each chain, one in ``thin`` steps.
@@ -109,7 +112,7 @@ class Info(NamedTuple):
 class BAOA:
     """The settings of :func:`baoa`."""
 
-    step_size: Schedule
+    step_size: Schedule | None = None
     temperature: float = 1.0
     friction: float = 1.0
 
@@ -119,6 +122,15 @@ class BAOA:
         require_pace("baoa", self.step_size, self.temperature)
         if not 0 < self.friction < math.inf:
             raise ValueError(f"baoa: expected a friction above zero, got {self.friction}")
+
+    def chosen(self, curvature: Callable[[], float], share: float) -> BAOA:
+        """Return the settings with a step size, if none was given; share is B/N."""
+        if self.step_size is not None:
+            return self
+        largest = curvature()
+        # the noise of a minibatch, ε² λ N / B a step, beside that of the bath, 2 γ ε
+        noisy = math.inf if share == 1 else 0.1 * self.friction * share / largest
+        return replace(self, step_size=min(0.5 / math.sqrt(largest), noisy))
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""
