@@ -14,6 +14,9 @@ from pyro_bnn import mcmc
 from pyro_bnn.density import LogDensity
 from pyro_bnn.mcmc.curvature import largest_curvature
 
+# these runs are as short as the moments allow, over many chains; R-hat asks for longer ones
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_bnn.mcmc.ConvergenceWarning")
+
 N, NOISE = 50, 0.5
 G = torch.Generator().manual_seed(0)
 X = torch.randn(N, 3, generator=G) * torch.tensor([1.0, 0.5, 2.0])

@@ -1,8 +1,8 @@
 r"""How narrow a posterior is: from it follows a step size for whom none was given.
 
 The step sizes of stochastic-gradient samplers have the scale of a posterior variance. Where its smallest one is
-:math:`1/\lambda`, :math:`\lambda` the largest eigenvalue of :math:`-\nabla^2 U` at a mode, and gradients are of B of the
-N examples, a step adds to the variance along that direction
+:math:`1/\lambda`, :math:`\lambda` the largest eigenvalue of :math:`-\nabla^2 U` at a mode, and gradients are of B out
+of N examples, a step adds to the variance along that direction
 
 - by its length, :math:`\varepsilon\lambda/4` of it (SGLD, full batch: the exact law of a Gaussian target),
 - by the noise of the minibatch, :math:`\varepsilon V/4` with :math:`V \approx \lambda N/B`, for near a mode of a

@@ -44,7 +44,7 @@ def baoa(
     draws: int = 1000,
     batch_size: int | None = None,
     temperature: float = 1.0,
-    friction: float = 1.0,
+    friction: float | None = None,
     seed: int = 0,
     **run: Any,
 ) -> Posterior:
@@ -66,6 +66,7 @@ def baoa(
         batch_size: B, drawn with replacement for every chain and step; ``None``: all the data.
         temperature: T; the target is the posterior to the power 1/T, so one is the posterior.
         friction: :math:`\gamma`, the rate at which momentum is lost, where a step takes the time :math:`\varepsilon`.
+            ``None``: one; :math:`\sqrt\lambda` where the step size is left open as well.
         seed: of all random numbers.
         run: ``thin``, ``start``, ``folder``, ``resume``, ``progress``, ``compile``: see
             :func:`~pyro_bnn.mcmc.chains.sample`.
@@ -114,26 +115,28 @@ class BAOA:
 
     step_size: Schedule | None = None
     temperature: float = 1.0
-    friction: float = 1.0
+    friction: float | None = 1.0
 
     name = "BAOA"
 
     def __post_init__(self) -> None:
         require_pace("baoa", self.step_size, self.temperature)
-        if not 0 < self.friction < math.inf:
+        if self.friction is not None and not 0 < self.friction < math.inf:
             raise ValueError(f"baoa: expected a friction above zero, got {self.friction}")
 
     def chosen(self, curvature: Callable[[], float], share: float) -> BAOA:
-        """Return the settings with a step size, if none was given; share is B/N."""
+        """Return the settings with a step size and a friction, if none were given; share is B/N."""
         if self.step_size is not None:
-            return self
+            return self if self.friction is not None else replace(self, friction=1.0)
         largest = curvature()
+        friction = math.sqrt(largest) if self.friction is None else self.friction
         # the noise of a minibatch, ε² λ N / B a step, beside that of the bath, 2 γ ε
-        noisy = math.inf if share == 1 else 0.1 * self.friction * share / largest
-        return replace(self, step_size=min(0.5 / math.sqrt(largest), noisy))
+        noisy = math.inf if share == 1 else 0.1 * friction * share / largest
+        return replace(self, step_size=min(0.5 / math.sqrt(largest), noisy), friction=friction)
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""
+        friction = 1.0 if self.friction is None else self.friction
 
         def update(
             position: Tensor,
@@ -146,9 +149,9 @@ class BAOA:
         ) -> tuple[Tensor, ...]:
             momentum = momentum + step_size * slope
             position = position + 0.5 * step_size * momentum
-            kept = (-self.friction * step_size).exp()
+            kept = (-friction * step_size).exp()
             # 1 - c^2 = -expm1(-2 gamma eps), without cancellation at small steps
-            noise = (temperature * -(-2 * self.friction * step_size).expm1()).sqrt()
+            noise = (temperature * -(-2 * friction * step_size).expm1()).sqrt()
             momentum = kept * momentum + noise * normal
             position = position + 0.5 * step_size * momentum
             value, slope = gradient(position, *batch)
