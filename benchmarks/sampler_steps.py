@@ -25,6 +25,7 @@ from pyro_bnn.mcmc.chains import minibatch
 from pyro_bnn.mcmc.hamiltonian import HMC
 from pyro_bnn.mcmc.langevin import SGLD
 from pyro_bnn.mcmc.noise import Noise
+from pyro_bnn.memory import keep_freed_memory
 from pyro_bnn.models import LeNet300100
 
 
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    keep_freed_memory()  # as fit and the samplers do, for all rows
     torch.manual_seed(0)
     trajectories = milliseconds({str(chains): leapfrog(chains) for chains in (1, 4, 16, 64)}, 200, rounds)
     little = milliseconds({str(chains): langevin(*small(), chains, 20) for chains in (1, 8)}, 200, rounds)

@@ -30,6 +30,7 @@ from torch import nn
 
 from pyro_bnn import ELBO, BayesianNet, distributions, likelihoods, local_reparameterization, priors
 from pyro_bnn.guides import MeanField, SparseVariationalDropout
+from pyro_bnn.memory import keep_freed_memory
 from pyro_bnn.models import LeNet5, LeNet300100, lenet_5, lenet_300_100
 from pyro_bnn.steps import CompiledStep, PlainStep
 
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as fit and the samplers do, for all rows
     cpu = measured("cpu", arguments.rounds)
     gpu = measured("cuda", arguments.rounds) if torch.cuda.is_available() else {}
     write("svi_step", {"cpu_ms": cpu, "gpu_ms": gpu or "no GPU"}, table(cpu, gpu))

@@ -7,7 +7,6 @@ torch, Pyro and matplotlib are imported by the commands that need them, so that 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -381,17 +380,11 @@ def _free(folder: Path) -> Path:
 
 
 def _prepare(threads: int | None) -> None:
-    """Set the number of threads, and let malloc keep the memory that it has.
-
-    By default glibc gives freed tensors of a megabyte back to the system, and the next step of the training asks for
-    them again: a third of its time then goes into page faults. Where there is no glibc nothing is changed.
-    """
+    """Set the number of threads, and keep freed memory."""
     import torch
 
+    from .memory import keep_freed_memory
+
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_trim_threshold, 1 << 30)
-        libc.mallopt(m_mmap_threshold, 32 << 20)

@@ -30,6 +30,7 @@ from .copying import copies
 from .devices import home_of, require_device
 from .elbo import ELBO, ELBOModule
 from .interruption import until_interrupted
+from .memory import keep_freed_memory
 from .minibatches import LoaderBatches, TensorBatches, minibatches, require_observable, require_whole_plate
 from .posterior import Posterior
 from .randomness import generators, own_randomness
@@ -178,6 +179,7 @@ def fit(
             "fit: the model or the guide is on the device 'meta', which holds no numbers; build it elsewhere"
         )
     batches = minibatches(data, batch_size, seed, getattr(model, "num_data", None))
+    keep_freed_memory()
     model, guide = copies(model, guide)
     with own_randomness(target, seed), batches.borrowed():
         wrap = reparameterize and not isinstance(guide, Reparameterized)  # one that is wrapped already has its settings

@@ -20,6 +20,7 @@ from ..checkpoint import CheckpointError, load_tensors, require_folder, require_
 from ..compiled import compiled
 from ..density import LogDensity
 from ..interruption import until_interrupted
+from ..memory import keep_freed_memory
 from ..minibatches import TensorBatches, minibatches, require_observable, require_whole_plate
 from ..posterior import Posterior
 from ..randomness import own_randomness
@@ -88,6 +89,7 @@ def sample(
     if not isinstance(batches, TensorBatches):
         raise ValueError("a sampler draws its minibatches itself: expected tensors (x, y), got a loader")
     began = time.perf_counter()
+    keep_freed_memory()
     full = batches.size == batches.num_data
     batch = tuple(part if full else part[: batches.size] for part in batches.tensors)
     with own_randomness(batch[0].device, seed):
