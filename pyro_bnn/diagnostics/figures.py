@@ -62,7 +62,7 @@ def _bands(axes: Axes, comparison: Comparison, name: str, order: Tensor) -> None
         axes.plot(x, y, ".", color="black", markersize=3, label="data")
     axes.set_xlabel("x")
     if name == next(iter(comparison.curves)):
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(fontsize=6, framealpha=0.8, edgecolor="none", handlelength=1.2, loc="lower center")
 
 
 def _spreads(axes: Axes, curve: Curve, reference: Curve) -> None:

@@ -226,6 +226,8 @@ class _Run:
                 self.gradients += self.chains * (int(info.n_steps[0]) if hasattr(info, "n_steps") else 1)
                 if self.number == self.due[self.kept]:
                     self.keep(info)
+                elif self.number % 500 == 0:  # a long warm-up on numbers that are none would be wasted
+                    self.require_finite()
                 bar.update()
                 now = time.perf_counter()
                 self.seconds = before + now - began
@@ -243,13 +245,17 @@ class _Run:
         """Stop after the present step."""
         self.stopping = True
 
-    def keep(self, info: Any) -> None:
-        """Keep the present positions as draws."""
+    def require_finite(self) -> None:
+        """Refuse to go on with a chain that left the finite numbers."""
         if not bool(self.state.position.isfinite().all()):
             raise SamplingError(
                 f"{self.settings.name}: step {self.number}: a chain left the finite numbers; the step size is too "
                 "large for the curvature of the posterior: try a tenth of it"
             )
+
+    def keep(self, info: Any) -> None:
+        """Keep the present positions as draws."""
+        self.require_finite()
         self.draws[:, self.kept] = self.state.position
         for name, value in info._asdict().items():
             if value is None:
