@@ -88,7 +88,7 @@ def traced(function: Function, examples: Sequence[Tensor], random: bool = False)
     drawing = [str(node.target) for node in graph.graph.nodes if _draws_random_numbers(node)]
     if drawing and not random:
         raise NotTraceableError(f"it draws random numbers ({', '.join(sorted(set(drawing)))})")
-    return graph
+    return _folded(graph)
 
 
 def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function:
@@ -114,6 +114,40 @@ def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function
         message = f"the compiler failed, so operations run one by one ({type(error).__name__}: {reason})"
         warnings.warn(message, CompileWarning, stacklevel=3)
         return graph
+
+
+def _folded(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Compute once what depends on constants alone: the logarithms of all fixed scales, say.
+
+    Constants of one value are written as a number, for the compiler to see that a mean is zero and a scale is one.
+    """
+    known: dict[torch.fx.Node, Any] = {}
+    for node in graph.graph.nodes:
+        constant = bool(node.all_input_nodes) and all(part in known for part in node.all_input_nodes)
+        if node.op == "get_attr":
+            known[node] = getattr(graph, node.target)
+        elif node.op == "call_function" and constant and not _draws_random_numbers(node):
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+                return graph  # a constant that is written to is none
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*arguments, **options)
+    for node, value in known.items():
+        if not isinstance(value, Tensor) or all(user in known for user in node.users):
+            continue
+        with graph.graph.inserting_before(node):
+            if value.numel() and value.is_floating_point() and bool((value == value.flatten()[0]).all()):
+                own: Any = {"dtype": value.dtype, "device": value.device}
+                arguments = (list(value.shape), float(value.flatten()[0]))
+                new = graph.graph.call_function(torch.ops.aten.full.default, arguments, own)
+            elif node.op == "get_attr":
+                continue
+            else:
+                graph.register_buffer(f"folded_{node.name}", value.clone())
+                new = graph.graph.get_attr(f"folded_{node.name}")
+        node.replace_all_uses_with(new)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 @contextlib.contextmanager
