@@ -389,7 +389,7 @@ def test_demo_writes_all_its_pictures(tmp_path):
 @pytest.fixture
 def brief(monkeypatch):
     """The comparison with next to no computing: its claims are tested where compare is."""
-    little = {"hidden": 3, "epochs": 5, "draws": 30, "nuts_draws": 5, "langevin_steps": 30}
+    little = {"hidden": 3, "epochs": 5, "draws": 30, "nuts_draws": 25, "langevin_steps": 30}
     settings = comparison_demo.Settings
     monkeypatch.setattr(comparison_demo, "Settings", lambda seed: settings(seed=seed, **little))
 

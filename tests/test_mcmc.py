@@ -226,8 +226,8 @@ BUGS = [
     ("sghmc", SGHMC, "self.friction - self.noise_estimate", "self.friction**2"),
     ("sghmc", SGHMC, "position + velocity", "position + 0.5 * velocity"),
     ("baoa", BAOA, "position = position + 0.5 * step_size * momentum\n        kept", "kept"),  # one half step missing
-    ("baoa", BAOA, "(-self.friction * step_size).exp()", "1 - self.friction * step_size"),
-    ("baoa", BAOA, "-2 * self.friction", "-self.friction"),  # 1 - c instead of 1 - c^2
+    ("baoa", BAOA, "(-friction * step_size).exp()", "1 - friction * step_size"),
+    ("baoa", BAOA, "-2 * friction", "-friction"),  # 1 - c instead of 1 - c^2
     ("baoa", BAOA, "momentum + step_size * slope", "momentum + 0.5 * step_size * slope"),
     ("baoa", BAOA, "kept * momentum + noise * normal", "momentum + noise * normal"),
 ]

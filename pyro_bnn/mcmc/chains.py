@@ -331,11 +331,14 @@ def concerns(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[s
         found.append(f"stopped by Ctrl-C after {stopped_after} draws of each chain")
     if "diverging" in statistics:
         diverging = statistics["diverging"]
-        if bool(diverging.all(1).any()):
+        if bool(diverging.all()):
             raise SamplingError(
-                f"{int(diverging.all(1).sum())} of {len(diverging)} chains diverged at every draw: the step size does "
-                "not fit where they are; give them a longer warm-up, or another start (start=fit(...))"
+                f"all {len(diverging)} chains diverged at every draw: the step size does not fit where they are; give "
+                "them a longer warm-up, or another start (start=fit(...))"
             )
+        stuck = int(diverging.all(1).sum())
+        if stuck:
+            found.append(f"{stuck} of {len(diverging)} chains diverged at every draw: they are stuck; warm up longer")
         if int(diverging.sum()):
             share = float(diverging.double().mean())
             found.append(
