@@ -96,14 +96,18 @@ def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function
 
     ``torch._inductor.compile`` is not public but has been there since torch 2.0; it leaves out the guards by which
     ``torch.compile`` finds out, at each call, whether the arguments are still of the same shapes: 75 microseconds.
-    Random numbers come from torch's generators, which are faster than inductor's and follow the same seeds.
+    Random numbers come from torch's generators, which are faster than inductor's and follow the same seeds. tanh x is
+    computed as 2 / (1 + exp(-2x)) - 1 where this torch can: twice as fast, right to a rounding of one.
     """
     import torch._inductor as inductor
     from torch._inductor import config
 
     inputs = _clones(examples)
+    settings: dict[str, Any] = {"fallback_random": True}
+    if hasattr(config.cpp, "use_decompose_tanh"):
+        settings["cpp.use_decompose_tanh"] = True
     try:
-        with config.patch(fallback_random=True), _quiet():
+        with config.patch(settings), _quiet():
             if hasattr(inductor, "compile"):
                 return inductor.compile(graph, list(inputs))  # type: ignore
             fast = torch.compile(graph, fullgraph=True, dynamic=False)
@@ -207,7 +211,7 @@ def _require_agreement(function: Function, fast: Function, examples: Sequence[Te
 def _close(expected: Tensor, found: Tensor) -> bool:
     if not expected.is_floating_point():
         return bool((expected == found).all())
-    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75  # 0.7 % in float32, 2e-10 in float64
+    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75  # 6e-4 in float32, 2e-10 in float64
     scale = torch.where(expected.isfinite(), expected, 0).abs().max() if expected.numel() else 1.0
     same = (expected == found) | (expected.isnan() & found.isnan()) | ((expected - found).abs() <= tolerance * scale)
     return bool(same.all())
