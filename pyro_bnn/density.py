@@ -20,7 +20,7 @@ import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from .compiled import without_validation
 from .copying import copies
@@ -199,7 +199,7 @@ class LogDensity:
         for name, free in self.free(position).items():
             site = self.sites[name]
             values[name] = value = site.transform(free)
-            if site.transform is not constraints.real and not _is_identity(site.transform):
+            if not _is_identity(site.transform):
                 jacobian = jacobian + site.transform.log_abs_det_jacobian(free, value).sum()
         return values, jacobian
 

@@ -374,9 +374,8 @@ class Posterior:
             tensors[f"example.{index}"] for index in range(sum(name.startswith("example.") for name in tensors))
         )
         draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
-        statistics = {
-            name.removeprefix("statistics."): tensors.pop(name) for name in list(tensors) if name.startswith("statist")
-        }
+        own = [name for name in tensors if name.startswith("statistics.")]
+        statistics = {name.removeprefix("statistics."): tensors.pop(name) for name in own}
         model, guide = copies(model, guide if facts["kind"] == "guide" else None)
         posterior = cls(model, guide, draws or None, None, example, statistics, facts.get("made"))
         if posterior.guide is not None:
