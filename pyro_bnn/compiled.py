@@ -203,8 +203,8 @@ def _require_agreement(function: Function, fast: Function, examples: Sequence[Te
     expected, found = (change.nan_to_num() for change in changes)
     if not same or float((found - expected).norm()) > 0.5 * float(expected.norm()):
         raise NotTraceableError(
-            "its trace gives other numbers than the program, "
-            "so it depends on something else than its arguments: on time, a counter, or numpy's random numbers"
+            "its trace gives other numbers than the program, so it depends on something else than its arguments: on "
+            "time, a counter, or numpy's random numbers; or this release of torch changes the order of its random numbers"
         )
 
 
