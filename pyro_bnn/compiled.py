@@ -204,7 +204,7 @@ def _require_agreement(function: Function, fast: Function, examples: Sequence[Te
     if not same or float((found - expected).norm()) > 0.5 * float(expected.norm()):
         raise NotTraceableError(
             "its trace gives other numbers than the program, so it depends on something else than its arguments: on "
-            "time, a counter, or numpy's random numbers; or this release of torch changes the order of its random numbers"
+            "time, a counter, or numpy's random numbers; or torch changed the order of its random numbers"
         )
 
 
