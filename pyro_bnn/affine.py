@@ -123,7 +123,9 @@ def _(distribution: Normal, op: Affine, x: Tensor, bias: Any = None) -> Tensor:
     mean = op(x, distribution.mean, b_mean)
     # the value of a bias never enters the variance, its own variance does
     variance = op(x.square(), distribution.variance, b_variance)
-    return mean + _stddev(variance) * torch.randn_like(mean)
+    # contiguous whatever the layout of the convolution is, so that one seed gives one noise
+    noise = torch.randn_like(mean, memory_format=torch.contiguous_format)
+    return mean + _stddev(variance) * noise
 
 
 def _stddev(variance: Tensor) -> Tensor:
