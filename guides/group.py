@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_bnn.network import BayesianNet
 
-from .families import Factorized, Gaussian, family_for, latent_sites, slab_widths
+from .families import Factorized, Gaussian, Latent, family_for, latent_sites, slab_widths
 
 __all__ = ["GroupNormalJeffreys"]
 
@@ -57,19 +58,9 @@ class GroupNormalJeffreys(Factorized):
                 f"GroupNormalJeffreys: the model has no real group scales, only {', '.join(sites)}; "
                 "use priors.NormalJeffreys()"
             )
-        scale, caps = math.exp(init_log_variance / 2), max_scale or {}
-        if unknown := sorted(set(caps) - set(stems)):
-            raise ValueError(
-                f"GroupNormalJeffreys: max_scale names {', '.join(unknown)}; "
-                f"the weights with group scales are {', '.join(stems)}"
-            )
-        posteriors: dict[str, nn.Module] = {}
-        for name, site in sites.items():
-            cap = caps.get(name.removesuffix(".unit"))
-            if cap is None:
-                posteriors[name] = families[name](site.initial, scale)
-            else:
-                posteriors[name] = CappedGaussian(site.initial, scale, cap)
+        scale = math.exp(init_log_variance / 2)
+        capped = capped_units("GroupNormalJeffreys", sites, stems, scale, max_scale or {})
+        posteriors = {name: capped.get(name) or families[name](site.initial, scale) for name, site in sites.items()}
         super().__init__(posteriors, slab_widths(model))
         self.stems = stems
 
@@ -79,6 +70,28 @@ class GroupNormalJeffreys(Factorized):
         q = self.distributions()
         scales = {name: q[f"{name}.scale"].base_dist for name in self.stems}
         return {name: z.variance.log() - (z.mean.square() + 1e-8).log() for name, z in scales.items()}
+
+
+def capped_units(
+    owner: str, sites: Mapping[str, Latent], stems: Sequence[str], init_scale: float, caps: Mapping[str, float]
+) -> dict[str, nn.Module]:
+    """Return the families of the units whose standard deviation has a cap.
+
+    Args:
+        owner: the guide, for the error.
+        sites: of the model.
+        stems: the names of the weights with group scales.
+        init_scale: where the standard deviations start.
+        caps: by the name of the weight.
+
+    Raises:
+        ValueError: a cap for a weight without group scales, or one that is not above ``init_scale``.
+    """
+    if unknown := sorted(set(caps) - set(stems)):
+        raise ValueError(
+            f"{owner}: max_scale names {', '.join(unknown)}; the weights with group scales are {', '.join(stems)}"
+        )
+    return {f"{stem}.unit": CappedGaussian(sites[f"{stem}.unit"].initial, init_scale, cap) for stem, cap in caps.items()}
 
 
 class CappedGaussian(Gaussian):

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_bnn.network import BayesianNet
 
 from .families import Factorized, family_for, latent_sites, slab_widths
+from .group import capped_units
 
 __all__ = ["GroupHorseshoe"]
 
@@ -37,14 +38,18 @@ class GroupHorseshoe(Factorized):
     Args:
         model: a ``BayesianNet`` under ``priors.Horseshoe(tau, decomposed=True)``.
         init_log_variance: where the logarithms of all variances start.
+        max_scale: keep :math:`\sigma` of each weight below this, as in ``GroupNormalJeffreys``.
 
     Raises:
-        ValueError: the model has no decomposed scales.
+        ValueError: the model has no decomposed scales; ``max_scale`` names another weight, or a cap that is not above
+            the initial :math:`\sigma`.
 
     Source: Louizos, Ullrich & Welling (2017), section 4.2 and appendix, https://arxiv.org/abs/1705.08665.
     """
 
-    def __init__(self, model: BayesianNet, init_log_variance: float = -9.0) -> None:
+    def __init__(
+        self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None
+    ) -> None:
         sites = latent_sites(model)
         if not any(name.endswith(".scale.gamma") for name in sites):
             raise ValueError(
@@ -52,10 +57,12 @@ class GroupHorseshoe(Factorized):
                 "use priors.Horseshoe(tau, decomposed=True)"
             )
         scale = math.exp(init_log_variance / 2)
-        families = {}
+        stems = [name.removesuffix(".scale.gamma") for name in sites if name.endswith(".scale.gamma")]
+        capped = capped_units("GroupHorseshoe", sites, stems, scale, max_scale or {})
+        posteriors = {}
         for name, site in sites.items():  # the units are real, the factors of the scales positive
-            families[name] = family_for(name, site.support)(site.initial, scale)
-        super().__init__(families, slab_widths(model))
+            posteriors[name] = capped.get(name) or family_for(name, site.support)(site.initial, scale)
+        super().__init__(posteriors, slab_widths(model))
 
     @torch.no_grad()
     def negative_log_mode(self) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ def models_by_name() -> dict[str, tuple[Any, Callable[..., BayesianNet]]]:
     return {
         "lenet-300-100": (models.LeNet300100, models.lenet_300_100),
         "lenet-5": (models.LeNet5, models.lenet_5),
+        "vgg": (models.VGG, models.vgg),
         "mlp": (dense, models.mlp_classifier),
         "mlp-regression": (regression, models.mlp_regressor),
     }
@@ -55,9 +56,13 @@ def priors_by_name() -> dict[str, tuple[Any, Callable[[Settings], Any]]]:
 
     return {
         "log-uniform": (priors.LogUniform, lambda settings: priors.LogUniform()),
+        "ard": (priors.AutomaticRelevance, lambda settings: priors.AutomaticRelevance()),
+        "group-ard": ("As ard, with one precision per group", lambda settings: priors.AutomaticRelevance(group=True)),
         "normal": (priors.Normal, lambda settings: priors.Normal(settings.prior_scale)),
         "normal-jeffreys": (priors.NormalJeffreys, lambda settings: priors.NormalJeffreys()),
         "horseshoe": (priors.Horseshoe, horseshoe),
+        "truncated-log-uniform": (priors.TruncatedLogUniform, lambda settings: priors.TruncatedLogUniform()),
+        "information-bottleneck": (priors.InformationBottleneck, lambda settings: priors.InformationBottleneck()),
         "gaussian-mixture": ("Spike and slab: equal parts of N(0, s²) and N(0, (s/400)²)", spike_and_slab),
         "student-t": ("Heavy tails: Student's t with three degrees of freedom and scale s", student_t),
         "laplace": ("Double exponential, p(w) ∝ exp(-|w|/s)", laplace),
@@ -84,6 +89,8 @@ def guides_by_name() -> dict[str, tuple[Any, Callable[[BayesianNet, Settings], A
         "gaussian": (guides.FactorizedGaussian, lambda model, settings: guides.FactorizedGaussian(model)),
         "group": (guides.GroupNormalJeffreys, lambda model, settings: guides.GroupNormalJeffreys(model)),
         "group-horseshoe": (guides.GroupHorseshoe, lambda model, settings: guides.GroupHorseshoe(model)),
+        "structured-pruning": (guides.StructuredPruning, lambda model, settings: guides.StructuredPruning(model)),
+        "bottleneck": (guides.InformationBottleneck, lambda model, settings: guides.InformationBottleneck(model)),
         "bernoulli-dropout": (guides.BernoulliDropout, lambda model, s: guides.BernoulliDropout(model, s.dropout)),
         "gaussian-dropout": (guides.GaussianDropout, gaussian_dropout),
         "point": (guides.PointEstimate, lambda model, settings: guides.PointEstimate(model)),
@@ -92,15 +99,27 @@ def guides_by_name() -> dict[str, tuple[Any, Callable[[BayesianNet, Settings], A
 
 def data_by_name() -> dict[str, tuple[Any, Callable[[int, str | None, bool], Dataset]]]:
     """Return the data sets; each is read from a split number, a folder and whether to download."""
-    from . import data
+    from . import cifar, data
+    from .random_labels import with_random_labels
+
+    def randomly(split: int, dataset: Dataset) -> Dataset:
+        return with_random_labels(dataset, seed=split)
 
     def regression(name: str) -> Callable[[int, str | None, bool], Dataset]:
         return lambda split, folder, download: data.uci(name, split, folder)
 
+    memorised = "{} with random training labels, which --split seeds"
     described = "UCI regression, --split 0 to 19 of the published ones, from DIR/uci"
     return {
         "digits": (data.digits, lambda split, folder, download: data.digits()),
         "mnist": (data.mnist, lambda split, folder, download: data.mnist(folder, download=download)),
+        "digits-random": (memorised.format("digits"), lambda split, folder, download: randomly(split, data.digits())),
+        "mnist-random": (
+            memorised.format("mnist"),
+            lambda split, folder, download: randomly(split, data.mnist(folder, download=download)),
+        ),
+        "cifar10": (cifar.cifar10, lambda split, folder, download: cifar.cifar10(folder)),
+        "cifar10-jpeg": (cifar.cifar10_jpeg, lambda split, folder, download: cifar.cifar10_jpeg(folder)),
         **{name: (described, regression(name)) for name in data.UCI_SETS},
     }
 
@@ -139,8 +158,7 @@ def build(settings: Settings, data: Dataset) -> tuple[BayesianNet, Any]:
         raise ValueError(f"{settings.model}: the targets of {data.name} are {kind}; take the model {others}")
     if settings.hidden and not settings.model.startswith("mlp"):
         raise ValueError(f"hidden: the layers of {settings.model} are fixed; leave it out, or take the model mlp")
-    inputs = data.x_train[0].numel()
-    sizes: dict[str, Any] = {"size": math.isqrt(inputs)} if settings.model == "lenet-5" else {"inputs": inputs}
+    sizes = _sizes(settings.model, data)
     if settings.hidden:
         sizes["hidden"] = _widths(settings.hidden)
     _, make_model = models_by_name()[settings.model]
@@ -150,6 +168,20 @@ def build(settings: Settings, data: Dataset) -> tuple[BayesianNet, Any]:
         torch.manual_seed(settings.seed)
         model = make_model(len(data.x_train), prior=make_prior(settings), **sizes)
         return model, make_guide(model, settings)
+
+
+def _sizes(model: str, data: Dataset) -> dict[str, Any]:
+    """Return the sizes of the network that fit the inputs."""
+    shape = data.x_train.shape[1:]
+    if model == "vgg":
+        if len(shape) != 3:
+            raise ValueError(
+                f"vgg: expected images (channels, size, size), the inputs of {data.name} are {tuple(shape)}"
+            )
+        return {"size": shape[-1], "channels": shape[0]}
+    if model == "lenet-5" and len(shape) == 3:
+        return {"size": shape[-1], "channels": shape[0]}
+    return {"size": math.isqrt(shape.numel())} if model == "lenet-5" else {"inputs": shape.numel()}
 
 
 def _widths(text: str) -> list[int]:

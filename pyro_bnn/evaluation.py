@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import compression
 from .data import Dataset
 from .posterior import Posterior
 from .prediction import Prediction
 
-__all__ = ["Evaluation", "evaluate", "out_of_distribution"]
+__all__ = ["Evaluation", "FileEvaluation", "error_of", "evaluate", "evaluate_file", "out_of_distribution"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Evaluation:
     Attributes:
         metrics: what goes into ``metrics.json``.
         prediction: of the averaged draws.
-        pruned: the pruned network; ``None`` for a point estimate, which has no variance to prune by.
+        pruned: the pruned network; ``None`` for a point estimate, which has no variance to prune by, and where pruning
+            would leave nothing.
     """
 
     metrics: dict[str, Any]
@@ -36,7 +38,11 @@ class Evaluation:
         width = max(len(name) for name, *_ in rows)
         lines = [f"{name.ljust(width)}  {first:>8}  {second:>14}" for name, first, second in rows]
         lines += ["", *_sentences(self.metrics["uncertainty"])]
-        return "\n".join([*lines, "", str(self.pruned)] if self.pruned else lines)
+        if self.pruned:
+            lines += ["", str(self.pruned)]
+        elif "not_pruned" in self.metrics:
+            lines += ["", f"not pruned: {self.metrics['not_pruned']}"]
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -53,8 +59,7 @@ def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation
         draws: how many networks the average is over.
     """
     x, y = data.test
-    noisy = any(bool(variance.any()) for _, variance in posterior.moments().values())
-    pruned = compression.prune(posterior) if noisy else None
+    pruned, why_not = _pruned(posterior)
     network = pruned.module.eval() if pruned else posterior.mean_network().eval()
     outputs = torch.cat([network(part) for part in x.split(1000)])
     single = posterior.model.likelihood(outputs)
@@ -71,8 +76,20 @@ def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation
     }
     if pruned:
         layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in pruned.report]
-        metrics["sparsity"] = {"ratio": pruned.ratio, "layers": layers}
+        metrics["sparsity"] = {"ratio": pruned.ratio, "dense_ratio": pruned.dense_ratio, "layers": layers}
+    elif why_not:
+        metrics["not_pruned"] = why_not
     return Evaluation(metrics, prediction, pruned)
+
+
+def _pruned(posterior: Posterior) -> tuple[compression.Pruned | None, str]:
+    """Return the pruned network, or ``None`` and why an empty one would be left."""
+    if not any(bool(variance.any()) for _, variance in posterior.moments().values()):
+        return None, ""
+    try:
+        return compression.prune(posterior), ""
+    except compression.EmptyNetworkError as error:
+        return None, str(error)
 
 
 def _classification(scores: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
@@ -103,6 +120,92 @@ def _uncertainty(prediction: Prediction, data: Dataset) -> dict[str, Any]:
 def _coverage(prediction: Prediction, y: Tensor, level: float) -> float:
     lower, upper = prediction.interval(level)
     return float(((lower <= y) & (y <= upper)).double().mean())
+
+
+# --- networks without a posterior -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def error_of(network: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    """Return the fraction of examples that a network of classes gets wrong.
+
+    Args:
+        network: from inputs (n, ...) to scores (n, classes).
+        data: inputs, and labels (n,).
+    """
+    x, y = data
+    network.eval()
+    wrong = sum(
+        int((network(part).argmax(-1) != labels).sum())
+        for part, labels in zip(x.split(1000), y.split(1000), strict=True)
+    )
+    return wrong / len(x)
+
+
+@dataclass(frozen=True)
+class FileEvaluation:
+    """How a compressed file does on test data.
+
+    Attributes:
+        path: of the file.
+        bytes: its size.
+        error: the fraction of test examples that its network gets wrong.
+        examples: how many there are.
+        data: their name.
+        nonzero: weights of the decoded network that are not zero.
+        weights: of the original network, biases not counted; ``None``: not known.
+        original: what the original network is.
+    """
+
+    path: str
+    bytes: int
+    error: float
+    examples: int
+    data: str
+    nonzero: int
+    weights: int | None = None
+    original: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """4 bytes for each weight of the original network over the bytes of the file."""
+        return None if self.weights is None else 4 * self.weights / self.bytes
+
+    def __str__(self) -> str:
+        wrong = f"{round(self.error * self.examples):,} of {self.examples:,} test examples of {self.data}"
+        lines = [f"{self.path}: {self.bytes:,} bytes, {self.nonzero:,} weights that are not zero"]
+        lines.append(f"test error {self.error:.2%} ({wrong})")
+        if self.weights is None:
+            lines.append("compression rate: not known; say of which network it is, --model lenet-300-100")
+        else:
+            original = f"4 bytes for each of the {self.weights:,} weights of {self.original}"
+            lines.append(f"compression rate {self.rate:,.1f}: {original}, over the bytes of the file")
+        return "\n".join(lines)
+
+
+def evaluate_file(path: Path, data: Dataset, network: nn.Module, weights: int | None, original: str) -> FileEvaluation:
+    """Return how the network that was decoded from a file does on test data.
+
+    Args:
+        path: of the file.
+        data: of classes; its test part is used.
+        network: what :func:`~pyro_bnn.compression.load` returned.
+        weights: of the original network, biases not counted, if known.
+        original: its name.
+
+    Raises:
+        ValueError: data of real numbers; inputs that the network does not take.
+    """
+    if data.classes is None:
+        raise ValueError(f"{path}: the test error is that of classes, the targets of {data.name} are real numbers")
+    try:
+        error = error_of(network, data.test)
+    except (RuntimeError, IndexError) as failure:
+        raise ValueError(f"{path}: its network does not take the inputs of {data.name}: {failure}") from failure
+    nonzero = sum(int(value.count_nonzero()) for value in network.parameters() if value.dim() > 1)
+    return FileEvaluation(
+        str(path), path.stat().st_size, error, len(data.x_test), data.name, nonzero, weights, original
+    )
 
 
 def out_of_distribution(known: Prediction, unknown: Prediction) -> dict[str, float]:

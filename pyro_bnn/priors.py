@@ -28,14 +28,17 @@ from torch.distributions import constraints
 from . import distributions
 
 __all__ = [
+    "AutomaticRelevance",
     "Elementwise",
     "GaussianMixture",
     "Horseshoe",
+    "InformationBottleneck",
     "LearnedNormal",
     "LogUniform",
     "Normal",
     "NormalJeffreys",
     "Prior",
+    "TruncatedLogUniform",
 ]
 
 Prior = Callable[[str, torch.Size, int | None], Tensor]
@@ -205,6 +208,106 @@ class NormalJeffreys(nn.Module):
         """Sample scale and unit and report their product as the site ``name``."""
         z = _sample(f"{name}.scale", distributions.LogUniform(kl=self.kl), _group_shape(shape, group_dim))
         return pyro.deterministic(name, _standard_normal(name, shape, z) * z)
+
+
+class AutomaticRelevance(nn.Module):
+    r"""Gaussian weights that each have a precision of their own, fitted to the data,
+    :math:`p(w_i) = \mathcal{N}(w_i; 0, 1/\tau_i)` with :math:`\tau` maximising the ELBO.
+
+    Empirical Bayes, as :class:`LearnedNormal`, but :math:`\tau` is gone from the start: for a Gaussian posterior the
+    best one is known, :math:`1/\tau_i = \theta_i^2 + \sigma_i^2`, which leaves the KL divergence
+    :math:`\tfrac12 \log(1 + 1/\alpha_i)`. It prunes as :class:`LogUniform` does, and is proper for every
+    :math:`\tau`: a weight of linear regression on orthogonal inputs is dropped where its maximum-likelihood value lies
+    within one standard error of zero. It serves variational inference alone, since there is no prior to draw from
+    before there is a posterior.
+
+    Args:
+        group: one precision per group (a unit with all its weights becomes irrelevant together) instead of per weight.
+
+    Source: Tipping (2001); Kharitonov, Molchanov & Vetrov (2018), section 3, https://arxiv.org/abs/1811.00596.
+    """
+
+    def __init__(self, group: bool = False) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample the weight at the site ``name``; outside a guide's replay this raises ``ImproperPriorError``."""
+        groups = _group_shape(shape, group_dim) if self.group else None
+        return _sample(name, distributions.AutomaticRelevance(groups=groups), shape)
+
+
+class InformationBottleneck(nn.Module):
+    r"""Units that carry no more information than the labels need, :math:`w = \theta z`,
+    :math:`p(z) = \mathcal{N}(0, 1/\tau)` with :math:`\tau` maximising the ELBO.
+
+    One z per group, the site ``NAME.scale``; :math:`\theta`, the site ``NAME.unit``, has a flat prior and is learned as
+    usual. With :math:`q(z) = \mathcal{N}(m, v)` the bound on the mutual information between the unit and the input is
+    the KL divergence of automatic relevance determination, :math:`\tfrac12\log(1 + m^2/v)`.
+
+    Args:
+        weight: of this divergence; 1 for Bayes' rule. The paper multiplies it by the number H W of positions of a
+            convolution's output, as if each had a z of its own, and by a trade-off.
+
+    Raises:
+        ValueError: a weight that is not positive.
+
+    Source: Dai, Zhu, Guo & Wipf (2018), section 3 (VIBNet), https://arxiv.org/abs/1802.10399.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        _positive("InformationBottleneck", "weight", weight)
+        self.weight = weight
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample scale and unit and report their product as the site ``name``."""
+        prior = distributions.AutomaticRelevance(weight=self.weight)
+        z = _sample(f"{name}.scale", prior, _group_shape(shape, group_dim))
+        return pyro.deterministic(name, _sample(f"{name}.unit", distributions.Flat(), shape) * z)
+
+
+class TruncatedLogUniform(nn.Module):
+    r"""Units under multiplicative noise between two bounds, :math:`w = \theta z`,
+    :math:`p(z) \propto 1/z` for :math:`e^a \le z \le e^b`.
+
+    A proper relative of :class:`NormalJeffreys`. One z per group, the site ``NAME.scale``; :math:`\theta`, the site
+    ``NAME.unit``, has a flat prior and is learned as usual.
+
+    Args:
+        low: a.
+        high: b; at 0 noise only ever weakens a unit.
+        unit_scale: give :math:`\theta` a standard deviation, :math:`\mathcal{N}(0, s^2)` instead of the flat prior: weight
+            decay, and a prior that can be sampled.
+
+    Raises:
+        ValueError: bounds that are not in order, a ``unit_scale`` that is not positive.
+
+    Source: Neklyudov, Molchanov, Ashukha & Vetrov (2017), section 3 (structured Bayesian pruning),
+    https://arxiv.org/abs/1705.07283.
+    """
+
+    low: Tensor
+    high: Tensor
+    unit_scale: Tensor | None
+
+    def __init__(self, low: float = -20.0, high: float = 0.0, unit_scale: float | None = None) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"TruncatedLogUniform: expected low < high, got {low} and {high}")
+        self.register_buffer("low", torch.as_tensor(low, dtype=torch.get_default_dtype()))
+        self.register_buffer("high", torch.as_tensor(high, dtype=torch.get_default_dtype()))
+        given = None if unit_scale is None else _positive("TruncatedLogUniform", "unit_scale", unit_scale)
+        self.register_buffer("unit_scale", given)
+
+    def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
+        """Sample scale and unit and report their product as the site ``name``."""
+        prior = distributions.TruncatedLogUniform(self.low, self.high, validate_args=False)
+        z = _sample_from(f"{name}.scale", prior, _group_shape(shape, group_dim), self.high.exp())
+        if self.unit_scale is None:
+            return pyro.deterministic(name, _sample(f"{name}.unit", distributions.Flat(), shape) * z)
+        unit = dist.Normal(torch.zeros_like(self.unit_scale), self.unit_scale, validate_args=False)
+        return pyro.deterministic(name, _sample(f"{name}.unit", unit, shape) * z)
 
 
 class Horseshoe(nn.Module):

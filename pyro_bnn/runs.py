@@ -10,14 +10,18 @@ import contextlib
 import json
 import math
 import platform
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from .checkpoint import CheckpointError, write_atomically
 from .data import Dataset
 from .evaluation import Evaluation, evaluate
+from .snapshots import Snapshots
 from .training import Fit, Progress, fit, linear_warmup
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "Settings",
     "begin",
     "claimed",
+    "data_of",
     "finish",
     "load",
     "require_posterior",
@@ -43,6 +48,7 @@ class Settings:
     guide: str = "sparse-vd"
     data: str = "digits"
     split: int = 0
+    hold_out: int = 0
     hidden: str = ""
     prior_scale: float = 1.0
     dropout: float = 0.5
@@ -57,12 +63,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a run is computed; none of it changes what is computed, rounding apart."""
+    """Where and how a run is computed, and what is kept of it; none of it changes what is computed, rounding apart."""
 
     device: str = "cpu"
     threads: int | None = None
     data_dir: str | None = None
     checkpoint_every: int = 1
+    snapshots: int = 0
 
 
 def schedules(settings: Settings) -> tuple[Callable[[float], float], Callable[[float], float]]:
@@ -135,6 +142,7 @@ def claimed(folder: Path, settings: Settings, place: Place) -> Iterator[None]:
     except BaseException:
         if not (folder / "checkpoint" / "checkpoint.json").exists():
             (folder / "run.json").unlink(missing_ok=True)
+            shutil.rmtree(folder / "snapshots", ignore_errors=True)
             with contextlib.suppress(OSError):  # it is not empty
                 (folder if not existed else folder / "checkpoint").rmdir()
         raise
@@ -150,8 +158,8 @@ def load(folder: Path) -> tuple[Settings, Place]:
     try:
         record = json.loads(path.read_bytes())
         settings, place = record["settings"], record["place"]
-        for kind, values in ((Settings, settings), (Place, place)):
-            if set(values) != {field.name for field in fields(kind)}:
+        for kind, values in ((Settings, settings), (Place, place)):  # what an older release lacks has its default
+            if not set(values) <= {field.name for field in fields(kind)}:
                 raise ValueError("other settings than this release has")
         return Settings(**settings), Place(**place)
     except FileNotFoundError as error:
@@ -208,6 +216,11 @@ def _versions() -> dict[str, str]:
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts as JSON; numbers that are not finite become null.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(_finite(facts), indent=1) + "\n").encode())
@@ -224,6 +237,34 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def data_of(settings: Settings, directory: str | None, download: bool = False) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """Return the data of a run without the training examples that it holds out, and these.
+
+    The last ones are held out, to choose on, where test data must not be used.
+
+    Args:
+        settings: of the run.
+        directory: where data sets are.
+        download: fetch what is not there.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    from .cli_names import data_by_name
+
+    _, read = data_by_name()[settings.data]
+    data = read(settings.split, directory, download)
+    left = len(data.x_train) - settings.hold_out
+    if not 0 < left <= len(data.x_train):
+        there = f"the {len(data.x_train)} training examples of {data.name}"
+        raise ValueError(f"hold-out: expected fewer than {there}, got {settings.hold_out}")
+    held_out = data.x_train[left:], data.y_train[left:]
+    return replace(data, x_train=data.x_train[:left], y_train=data.y_train[:left]), held_out
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,8 +278,10 @@ def train(
     callbacks: Sequence[Callable[[Progress], None]] = (),
     progress: bool = True,
 ) -> Fit:
-    """Fit, with checkpoints in the folder; go on from the one that is there."""
+    """Fit, with checkpoints in the folder, and snapshots where asked for; go on from the checkpoint that is there."""
     learning_rate, kl_weight = schedules(settings)
+    if place.snapshots:
+        callbacks = [*callbacks, Snapshots(folder / "snapshots", place.snapshots)]
     return fit(
         model,
         guide,

@@ -15,7 +15,10 @@ import pyro_bnn
 ROOT = Path(pyro_bnn.__file__).parent
 LIGHT = ("torchvision", "torchmetrics", "arviz", "matplotlib", "sklearn", "onnx", "onnxruntime", "typer", "pandas")
 # the program for the command line: it may know models and guides
-FREE = {"cli", "cli_names", "runs", "demo", "comparison_demo"}
+FREE = {
+    *("cli", "cli_app", "cli_compress", "cli_evaluate", "cli_fit", "cli_names"),
+    *("runs", "demo", "comparison_demo", "compression_run"),
+}
 
 
 def files(folder):

@@ -4,6 +4,8 @@ The divergences are registered with torch, so ``torch.distributions.kl_divergenc
 classes, for Pyro's (which subclass them) and through ``Independent``. All are in nats.
 """
 
+from .automatic_relevance import AutomaticRelevance as AutomaticRelevance
+from .automatic_relevance import kl_automatic_relevance as kl_automatic_relevance
 from .dropout import BernoulliDropout as BernoulliDropout
 from .dropout import GaussianDropout as GaussianDropout
 from .half_cauchy import half_cauchy_as_product as half_cauchy_as_product
@@ -12,3 +14,7 @@ from .log_uniform import LogUniform as LogUniform
 from .log_uniform import kl_log_uniform as kl_log_uniform
 from .log_uniform import kl_log_uniform_approximate as kl_log_uniform_approximate
 from .monte_carlo import kl_monte_carlo as kl_monte_carlo
+from .point import Flat as Flat
+from .point import Point as Point
+from .truncated import TruncatedLogNormal as TruncatedLogNormal
+from .truncated import TruncatedLogUniform as TruncatedLogUniform

@@ -1,0 +1,86 @@
+"""``pyro-bnn evaluate``: how a run, or a compressed file, does on test data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_app import DataDir, Draws, Threads, option, prepare
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a compressed file (.pbnn).")],
+    draws: Draws = 50,
+    ood: Annotated[str | None, option("Also show how uncertain it is of inputs of another kind: notmnist.")] = None,
+    data: Annotated[str | None, option("Of a file: what to test it on, mnist or digits.")] = None,
+    model: Annotated[str | None, option("Of a file: the original; if left out, the LeNet that it fits.")] = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+) -> None:
+    """Evaluate the posterior of a run, or a compressed file, on test data.
+
+    Of a run it prints what pyro-bnn fit printed, for as many posterior draws as you like. With --ood notmnist, for
+    networks trained on mnist, also the mean entropies of digits and of letters, and the area under the ROC curve where
+    uncertainty is to tell the two apart (0.5 is chance). Writes nothing.
+
+    Of a file it prints the test error of the network that it decodes, its bytes, and the compression rate: 4 bytes for
+    each weight of the original network, over the bytes of the file.
+
+    \b
+    Examples:
+      pyro-bnn evaluate runs/demo --draws 200
+      pyro-bnn evaluate runs/sparse --ood notmnist
+      pyro-bnn evaluate runs/sparse/compressed/network.pbnn --data mnist
+    """
+    from . import cli_names as names
+
+    if ood is not None:
+        names.known("out-of-distribution set", ood, ["notmnist"])
+    prepare(threads)
+    if run.is_file():
+        typer.echo(_evaluated_file(run, data, model, data_dir))
+    elif data is not None or model is not None:
+        raise ValueError(f"{run}: --data and --model are for compressed files; a run knows its own")
+    else:
+        _evaluate_run(run, draws, ood, data_dir, threads)
+
+
+def _evaluate_run(run: Path, draws: int, ood: str | None, data_dir: str | None, threads: int | None) -> None:
+    """Print how the posterior of a run does."""
+    from . import cli_names as names
+    from . import evaluation as metrics
+    from . import runs
+    from .data import not_mnist
+    from .posterior import Posterior
+
+    settings, place = runs.load(run)
+    runs.require_posterior(run)
+    prepare(threads or place.threads)
+    folder = place.data_dir if data_dir is None else data_dir
+    data, _ = runs.data_of(settings, folder)
+    model, guide = names.build(settings, data)
+    posterior = Posterior.load(run / "posterior", model, guide=guide)
+    evaluation = metrics.evaluate(posterior, data, draws)
+    typer.echo(str(evaluation))
+    if ood is not None:
+        letters = not_mnist(folder, like=data)[0]
+        found = metrics.out_of_distribution(evaluation.prediction, posterior.predict(letters, draws))
+        for key in ("total", "epistemic"):
+            means = f"{found[f'{key}_test']:.4f} on {data.name}, {found[f'{key}_ood']:.4f} on notMNIST"
+            typer.echo(f"{key} uncertainty in nats: {means}; AUROC {found[f'{key}_auroc']:.4f}")
+
+
+def _evaluated_file(path: Path, name: str | None, original: str | None, data_dir: str | None) -> str:
+    """Return how a compressed file does."""
+    from . import cli_names as names
+    from .compression_run import evaluate_compressed
+
+    if name is None:
+        raise ValueError(f"{path}: expected --data, what to test a compressed file on: mnist or digits")
+    listed = names.data_by_name()
+    data = listed[names.known("data set", name, listed)][1](0, data_dir, False)
+    return str(evaluate_compressed(path, data, original))

@@ -1,0 +1,332 @@
+"""From a finished run to files: pruned, quantised, fine-tuned, written, decoded, measured and drawn.
+
+This is ``pyro-bnn compress RUN``. The steps are those that a program would take with :mod:`pyro_bnn.compression`;
+nothing here is special to a prior, a guide or a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import cli_names as names
+from . import compression, runs
+from .checkpoint import CheckpointError, write_atomically
+from .compression import latency, pictures
+from .compression.codebooks import quantize
+from .compression.codec import load, save
+from .compression.export import to_onnx
+from .compression.fine_tuning import fine_tune
+from .compression.pruning import group_measures, log_alpha
+from .compression.report import Report, report_on
+from .data import Dataset
+from .evaluation import FileEvaluation, error_of, evaluate_file
+from .posterior import Posterior
+from .snapshots import read_snapshots
+
+__all__ = ["Options", "Run", "claimed", "compress", "evaluate_compressed", "original_of", "read"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is compressed.
+
+    Attributes:
+        threshold: of log alpha, for single weights.
+        group_threshold: of the measure of groups; as ``threshold`` if not given.
+        levels: the most distinct values of each parameter.
+        bits_weight: how much distortion a bit is worth, in units of ln 2 nats.
+        fine_tune_epochs: over the training data; 0 leaves the centroids where quantisation put them.
+        choose: choose the thresholds on the examples that the run held out.
+        batches: sizes of the batches that are timed; none: nothing is.
+        seed: of the order of the data in fine-tuning.
+    """
+
+    threshold: float = 3.0
+    group_threshold: float | None = None
+    levels: int = 16
+    bits_weight: float = 0.0
+    fine_tune_epochs: int = 20
+    choose: bool = False
+    batches: tuple[int, ...] = (1, 8192)
+    seed: int = 0
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder; should what follows fail before anything is written to it, take it away again.
+
+    Raises:
+        CheckpointError: it holds something already, or cannot be made.
+    """
+    existed = folder.exists()
+    if existed and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: is there already and is not empty; choose a new folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from error
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, what it learned, and its data."""
+
+    folder: Path
+    posterior: Posterior
+    data: Dataset
+    held_out: tuple[Tensor, Tensor]
+
+
+def read(folder: Path, directory: str | None) -> Run:
+    """Return a finished run on classes.
+
+    Args:
+        folder: of the run.
+        directory: where data sets are; as the run has it if not given.
+
+    Raises:
+        CheckpointError: it is not there, damaged, or not over.
+        ValueError: its targets are real numbers.
+    """
+    settings, place = runs.load(folder)
+    runs.require_posterior(folder)
+    data, held_out = runs.data_of(settings, place.data_dir if directory is None else directory)
+    if data.classes is None:
+        raise ValueError(f"compress: expected a run on classes, {folder} was trained on real numbers ({data.name})")
+    model, guide = names.build(settings, data)
+    return Run(folder, Posterior.load(folder / "posterior", model, guide=guide), data, held_out)
+
+
+Say = Callable[[str], None]
+
+
+def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = True) -> tuple[Report, list[str]]:
+    """Compress a run into an empty folder; return the report and the names of the files.
+
+    Fine-tuning sees the training data, the choice of thresholds what was held out of them; test data are looked at
+    once, for the report.
+
+    Args:
+        run: a finished one.
+        out: an empty folder.
+        options: how.
+        say: called with a line at the start of each step.
+        progress: show bars.
+
+    Raises:
+        ValueError: a posterior without variance; nothing left after pruning; thresholds to be chosen on nothing.
+        UnsupportedLayerError: a layer that the file format does not know.
+        ExportError: a network that ONNX cannot express.
+    """
+    say("pruning ...")
+    limits = _thresholds(run, options)
+    pruned = compression.prune(run.posterior, *limits)
+    say(f"quantising {sum(row.kept for row in pruned.report):,} weights ...")
+    quantized = quantize(pruned, options.levels, bits_weight=options.bits_weight)
+    final = quantized
+    if options.fine_tune_epochs:
+        say(f"fine-tuning for {options.fine_tune_epochs} epochs ...")
+        final = fine_tune(
+            quantized,
+            run.data.train,
+            epochs=options.fine_tune_epochs,
+            batch_size=min(500, len(run.data.x_train)),
+            bits_weight=options.bits_weight,
+            start=pruned,
+            seed=options.seed,
+            progress=progress,
+        )
+    say("writing and decoding the file ...")
+    save(final, out / "network.pbnn")
+    decoded = load(out / "network.pbnn")
+    networks = {
+        "posterior mean": run.posterior.mean_network(),
+        "pruned": pruned.module,
+        "quantised": quantized.module,
+        **({"fine-tuned": final.module} if options.fine_tune_epochs else {}),
+        "decoded from network.pbnn": decoded,
+    }
+    errors = {name: error_of(network, run.data.test) for name, network in networks.items()}
+    files = ["network.pbnn", *_onnx(final, out, run.data, say)]
+    report = _report(pruned, final, out, errors, _latencies(final, run.data, options, say), run.data)
+    files += _written(report, out, options, limits)
+    say("drawing ...")
+    return report, files + _draw(run, out, pruned, final, report, limits)
+
+
+Limits = tuple[Any, Any]  # thresholds of weights and of groups: a number, or one per weight tensor
+
+
+def _thresholds(run: Run, options: Options) -> Limits:
+    """Return the thresholds that are asked for, or those chosen on the examples that were held out."""
+    if not options.choose:
+        return options.threshold, options.group_threshold
+    if not len(run.held_out[0]):
+        raise ValueError(
+            f"choose: the run in {run.folder} held out no examples to choose thresholds on; "
+            "train one with pyro-bnn fit --hold-out 5000, or say --threshold"
+        )
+    raise NotImplementedError
+
+
+def _onnx(final: compression.Pruned, out: Path, data: Dataset, say: Say) -> list[str]:
+    """Write the network as ONNX, if the packages for it are there."""
+    if not _onnx_is_there():
+        say('no network.onnx: pip install "pyro-bnn[onnx]"')
+        return []
+    say("writing ONNX ...")
+    to_onnx(final, out / "network.onnx", data.x_test[:2])
+    return ["network.onnx"]
+
+
+def _onnx_is_there() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+def _latencies(final: compression.Pruned, data: Dataset, options: Options, say: Say) -> list[latency.Latency]:
+    if not options.batches:
+        return []
+    say(f"measuring latency in batches of {' and '.join(map(str, options.batches))} on one thread ...")
+    return latency.measure(final.masked, final.module, data.x_test[:1000], options.batches)
+
+
+def _report(
+    pruned: compression.Pruned,
+    final: compression.Pruned,
+    out: Path,
+    errors: Mapping[str, float],
+    latencies: list[latency.Latency],
+    data: Dataset,
+) -> Report:
+    content = (out / "network.pbnn").read_bytes()
+    return report_on(pruned, data.x_test[:1], final, {}, len(content), errors, latencies)
+
+
+def _written(report: Report, out: Path, options: Options, limits: Limits) -> list[str]:
+    """Write the report, and with it how it came about."""
+    thresholds = {"weights": limits[0], "groups": limits[1]}
+    facts = {**report.to_json(), "options": asdict(options), "thresholds": thresholds}
+    runs._write(out / "report.json", facts)
+    write_atomically(out / "report.md", report.to_markdown().encode())
+    return ["report.md", "report.json"]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+_MOST_FRAMES = 60
+
+
+def _draw(
+    run: Run, out: Path, pruned: compression.Pruned, final: compression.Pruned, report: Report, limits: Limits
+) -> list[str]:
+    """Draw what there is to draw, and return the names of the files."""
+    groups = group_measures(run.posterior)
+    moments = run.posterior.moments()
+    weights = {row.name: log_alpha(*moments[row.name]) for row in pruned.report if row.name not in groups}
+    group_limits = limits[0] if limits[1] is None else limits[1]
+    figures = {}
+    if weights:
+        figures["log_alpha.png"] = pictures.histograms(weights, limits[0])
+    if groups:
+        what = "log α of z, or the negative log of the mode of z"
+        figures["groups.png"] = pictures.histograms(groups, group_limits, what, "groups")
+    first = final.report[0].name
+    weight = final.masked.state_dict()[first]
+    if weight.dim() == 4 or (weight.dim() == 2 and _is_square(weight.shape[1])):
+        figures["receptive_fields.png"] = pictures.receptive_fields(
+            weight, name=first.rpartition(".")[0] or "first layer"
+        )
+    if report.latencies:
+        before, after = ({row.name: count for row, count in zip(report.layers, counts, strict=True)} for counts in (
+            [row.macs for row in report.layers], [row.new_macs for row in report.layers]))  # fmt: skip
+        figures["acceleration.png"] = pictures.acceleration(before, after, report.latencies)
+    for name, figure in figures.items():
+        figure.savefig(out / name, dpi=150)
+    frames = read_snapshots(run.folder / "snapshots")
+    if not frames:
+        return list(figures)
+    step = -(-len(frames) // _MOST_FRAMES)
+    pictures.animate(frames[::-1][::step][::-1], out / "weights.gif")  # the last one is always among them
+    return [*figures, "weights.gif"]
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+_FIXED = ("lenet-300-100", "lenet-5")  # models whose widths are known from their names
+
+
+def evaluate_compressed(path: Path, data: Dataset, original: str | None) -> FileEvaluation:
+    """Decode a file and return how its network does on test data.
+
+    Args:
+        path: of a file that ``pyro-bnn compress`` or :func:`~pyro_bnn.compression.save` wrote.
+        data: what the network was trained on.
+        original: the model that it was before, by its name; if not given, the LeNet whose layers fit.
+
+    Raises:
+        FormatError: what is no such file, or a damaged one.
+        ValueError: data of another kind; a model that does not fit.
+    """
+    network = load(path)
+    weights, name = original_of(network, data, original)
+    return evaluate_file(path, data, network, weights, name)
+
+
+def original_of(network: nn.Module, data: Dataset, name: str | None) -> tuple[int | None, str]:
+    """Return how many weights, biases not counted, the original of a smaller network had, and its name.
+
+    Args:
+        network: the smaller one.
+        data: what it was trained on.
+        name: of the original; if not given, of the two LeNets that whose layers fit is meant.
+
+    Raises:
+        ValueError: there is no model of that name, or it does not fit the network.
+    """
+    listed = names.models_by_name()
+    candidates = _FIXED if name is None else (names.known("model", name, listed),)
+    layers = _layers(network)
+    found = {}
+    for candidate in candidates:
+        try:
+            model, _ = names.build(runs.Settings(candidate, prior="normal", guide="mean-field"), data)
+        except ValueError:  # images too small for it, say
+            continue
+        original = _layers(model.network_with(model.weights()))
+        if len(original) == len(layers) and all(map(_fits, layers, original)):
+            found[candidate] = sum(shape.numel() for _, shape in original)
+    if name is not None and not found:
+        raise ValueError(f"model: the network in the file is no smaller {name} for {data.name}: its layers do not fit")
+    return next(((weights, candidate) for candidate, weights in found.items()), (None, ""))
+
+
+def _layers(network: nn.Module) -> list[tuple[bool, torch.Size]]:
+    """Return for each layer with a weight whether it is dense, and the shape of the weight."""
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d
+    return [(isinstance(m, nn.Linear), m.weight.shape) for m in network.modules() if isinstance(m, kinds)]
+
+
+def _fits(layer: tuple[bool, torch.Size], original: tuple[bool, torch.Size]) -> bool:
+    same = layer[0] == original[0] and len(layer[1]) == len(original[1])
+    return same and all(own <= there for own, there in zip(layer[1], original[1], strict=True))

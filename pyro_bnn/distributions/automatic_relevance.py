@@ -1,0 +1,135 @@
+"""Automatic relevance determination: a Gaussian prior whose variances are fitted, weight by weight or in groups."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.kl import register_kl
+from torch.nn.functional import softplus
+
+from .dropout import GaussianDropout
+from .log_uniform import ImproperPriorError, Shape, broadcast
+
+__all__ = ["AutomaticRelevance", "kl_automatic_relevance"]
+
+_SMALL = 1e-8  # what stands inside log(θ² + 1e-8) wherever log α is made from θ and σ²
+
+
+def kl_automatic_relevance(log_alpha: Tensor) -> Tensor:
+    r"""Divergence of a Gaussian from the zero-mean Gaussian nearest to it, as a function of :math:`\log\alpha`.
+
+    .. math:: \min_\tau \mathrm{KL}\big(N(\theta, \alpha\theta^2) \,\|\, N(0, 1/\tau)\big)
+        = \tfrac12 \log(1 + \alpha^{-1})
+
+    Args:
+        log_alpha: :math:`\log(\sigma^2/\theta^2)`, any shape.
+
+    Returns: The divergence in nats, elementwise, with the shape of ``log_alpha``.
+
+    References:
+        Kharitonov, Molchanov and Vetrov 2018 (arXiv:1811.00596), section 3.
+
+    Example::
+
+        >>> kl_automatic_relevance(torch.tensor([-5.0, 0.0, 3.0]))
+        tensor([2.5034, 0.3466, 0.0243])
+    """
+    return 0.5 * softplus(-log_alpha)  # log(1 + 1/α), without overflow
+
+
+def _refuse(self: TorchDistribution, *args: Any, **kwargs: Any) -> NoReturn:
+    raise ImproperPriorError(
+        "AutomaticRelevance has neither a density nor draws of its own: its variances are those that suit the posterior "
+        "best, so there is no prior before there is a posterior. It has a KL divergence from Gaussians, for variational "
+        "inference alone. Where a proper prior is needed, use a relative: LearnedNormal (one fitted variance for the "
+        "whole tensor), Horseshoe (a half-Cauchy instead of a fitted scale), Normal."
+    )
+
+
+class AutomaticRelevance(TorchDistribution):
+    r"""Zero-mean Gaussian weights whose precisions maximise the ELBO: empirical Bayes, the precisions already gone.
+
+    .. math:: p(w_i) = N(w_i; 0, 1/\tau_g), \qquad 1/\tau_g = \frac{1}{|g|} \sum_{i \in g} \mathbb{E}_q w_i^2
+        \quad \text{for the weights of a group } g
+
+    A group of one weight has the divergence :func:`kl_automatic_relevance`. The prior is proper for every
+    :math:`\tau`, unlike the log-uniform one; but :math:`\tau` is known only once there is a posterior, so nothing can
+    be drawn from it and it has no density.
+
+    Args:
+        batch_shape: The shape of the batch; the event shape is ``()``.
+        groups: The shape of :math:`\tau`, the batch shape with every axis that a group runs over of size 1. By default
+            each weight has its own.
+        weight: A factor of the divergence; 1 for Bayes' rule.
+
+    Raises:
+        ImproperPriorError: for a draw, a moment or a density.
+
+    References:
+        MacKay 1994; Tipping 2001, "Sparse Bayesian learning and the relevance vector machine"; Kharitonov, Molchanov
+        and Vetrov 2018 (arXiv:1811.00596).
+
+    Example::
+
+        >>> q = dist.Normal(torch.tensor([0.1, -2.0]), torch.tensor([0.1, 2.0]))
+        >>> torch.distributions.kl_divergence(q, AutomaticRelevance())
+        tensor([0.3466, 0.3466])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real
+
+    def __init__(
+        self,
+        batch_shape: Shape = (),
+        groups: Sequence[int] | None = None,
+        weight: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.groups, self.weight = None if groups is None else tuple(groups), weight
+        super().__init__(torch.Size(batch_shape), validate_args=validate_args)
+
+    def expand(self, batch_shape: Shape, _instance: None = None) -> "AutomaticRelevance":
+        """Return the same prior over a larger batch."""
+        return AutomaticRelevance(batch_shape, self.groups, self.weight, self._validate_args)
+
+    def divergence(self, square: Tensor, log_variance: Tensor) -> Tensor:
+        r"""Return the divergence of Gaussians of second moments ``square`` and log variances, weight by weight.
+
+        .. math:: \tfrac12 \log s_g^2 - \tfrac12 \log\sigma_i^2 + \frac{\mathbb{E} w_i^2}{2 s_g^2} - \tfrac12,
+            \qquad s_g^2 = 1/\tau_g
+        """
+        pooled = square
+        for axis, size in enumerate(self.groups or ()):
+            if size == 1:
+                pooled = pooled.mean(axis, keepdim=True)
+        kl = 0.5 * (pooled.log() - log_variance + square / pooled - 1)
+        return self.weight * kl.expand(broadcast(kl.shape, self.batch_shape))
+
+    log_prob = _refuse
+    sample = _refuse
+    rsample = _refuse
+    entropy = _refuse
+    mean = property(_refuse)
+    variance = property(_refuse)
+
+
+@register_kl(torch.distributions.Normal, AutomaticRelevance)
+def _kl_normal_automatic_relevance(q: torch.distributions.Normal, p: AutomaticRelevance) -> Tensor:
+    if p.groups is None:  # log(1 + θ²/σ²) keeps its precision, and its slope at θ = 0, where log α would be infinite
+        ratio = (q.loc / q.scale).clamp(-1e18, 1e18)  # whose square is within single precision
+        kl = 0.5 * p.weight * ratio.square().log1p()
+        return kl.expand(broadcast(q.batch_shape, p.batch_shape))
+    return p.divergence(q.loc.square() + q.variance, 2 * q.scale.log())
+
+
+@register_kl(GaussianDropout, AutomaticRelevance)
+def _kl_gaussian_dropout_automatic_relevance(q: GaussianDropout, p: AutomaticRelevance) -> Tensor:
+    if p.groups is None:
+        return (p.weight * kl_automatic_relevance(q.log_alpha)).expand(broadcast(q.batch_shape, p.batch_shape))
+    # the variance from log α, in which guides add a little to θ², so that it is not lost with θ
+    log_variance = q.log_alpha + (q.theta.square() + _SMALL).log()
+    return p.divergence(q.theta.square() + log_variance.exp(), log_variance)
