@@ -91,7 +91,9 @@ def capped_units(
         raise ValueError(
             f"{owner}: max_scale names {', '.join(unknown)}; the weights with group scales are {', '.join(stems)}"
         )
-    return {f"{stem}.unit": CappedGaussian(sites[f"{stem}.unit"].initial, init_scale, cap) for stem, cap in caps.items()}
+    return {
+        f"{stem}.unit": CappedGaussian(sites[f"{stem}.unit"].initial, init_scale, cap) for stem, cap in caps.items()
+    }
 
 
 class CappedGaussian(Gaussian):

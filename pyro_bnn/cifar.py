@@ -19,6 +19,7 @@ from .data import Dataset, _error, _folder, _read_file, _require_labels
 __all__ = ["cifar10", "cifar10_jpeg"]
 
 _RECORD = 1 + 3 * 32 * 32  # bytes: a label, then red, green and blue
+_RECORDS = 10_000  # in each file
 
 
 def cifar10(directory: str | os.PathLike[str] | None = None) -> Dataset:
@@ -86,10 +87,10 @@ def _decode(content: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> tup
 
 
 def _read_batch(path: Path, way_out: str) -> tuple[Tensor, Tensor]:
-    """Return images (10000, 3, 32, 32) uint8 and labels (10000,) int64 of one file of the binary version."""
+    """Return images (10000, 3, 32, 32) uint8 and labels (10000,) int64, one file of the binary version."""
     content = _read_file(path, way_out)
-    if len(content) != 10_000 * _RECORD:
-        raise _error(path, f"10000 records of {_RECORD} bytes", f"{len(content)} bytes", way_out)
+    if len(content) != _RECORDS * _RECORD:
+        raise _error(path, f"{_RECORDS} records of {_RECORD} bytes", f"{len(content)} bytes", way_out)
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, _RECORD)
     labels = records[:, 0].long()
     _require_labels(labels, 10, path, way_out)

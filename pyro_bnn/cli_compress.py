@@ -23,6 +23,9 @@ def compress(
     choose: Annotated[
         bool, typer.Option("--choose", help="Choose the thresholds on the examples that the run held out.")
     ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="With --choose: by how much the error may rise; 0.001 is 0.1%.")
+    ] = 0.0,
     levels: Annotated[int, typer.Option(min=1, help="The most distinct values in each weight tensor.")] = 16,
     bits_weight: Annotated[
         float, typer.Option(min=0.0, help="How much distortion a bit is worth; larger makes smaller files.")
@@ -67,6 +70,7 @@ def compress(
         bits_weight=bits_weight,
         fine_tune_epochs=fine_tune_epochs,
         choose=choose,
+        tolerance=tolerance,
         batches=(1, 8192) if latency else (),
         seed=seed,
     )

@@ -192,6 +192,7 @@ def _widths(text: str) -> list[int]:
 
 
 _LETTERS = {
+    r"\le": "≤",
     r"\mathcal{N}": "N",
     r"\tilde w": "u",
     r"\sim": "~",

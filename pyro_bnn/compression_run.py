@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from .compression.codebooks import quantize
 from .compression.codec import load, save
 from .compression.export import to_onnx
 from .compression.fine_tuning import fine_tune
-from .compression.pruning import group_measures, log_alpha
 from .compression.report import Report, report_on
 from .data import Dataset
 from .evaluation import FileEvaluation, error_of, evaluate_file
@@ -46,6 +45,7 @@ class Options:
         bits_weight: how much distortion a bit is worth, in units of ln 2 nats.
         fine_tune_epochs: over the training data; 0 leaves the centroids where quantisation put them.
         choose: choose the thresholds on the examples that the run held out.
+        tolerance: by how much the error on them may rise, as a fraction.
         batches: sizes of the batches that are timed; none: nothing is.
         seed: of the order of the data in fine-tuning.
     """
@@ -56,6 +56,7 @@ class Options:
     bits_weight: float = 0.0
     fine_tune_epochs: int = 20
     choose: bool = False
+    tolerance: float = 0.0
     batches: tuple[int, ...] = (1, 8192)
     seed: int = 0
 
@@ -135,7 +136,7 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
         ExportError: a network that ONNX cannot express.
     """
     say("pruning ...")
-    limits = _thresholds(run, options)
+    limits = _thresholds(run, options, say)
     pruned = compression.prune(run.posterior, *limits)
     say(f"quantising {sum(row.kept for row in pruned.report):,} weights ...")
     quantized = quantize(pruned, options.levels, bits_weight=options.bits_weight)
@@ -153,7 +154,7 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
             progress=progress,
         )
     say("writing and decoding the file ...")
-    save(final, out / "network.pbnn")
+    sizes = save(final, out / "network.pbnn")
     decoded = load(out / "network.pbnn")
     networks = {
         "posterior mean": run.posterior.mean_network(),
@@ -162,18 +163,28 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
         **({"fine-tuned": final.module} if options.fine_tune_epochs else {}),
         "decoded from network.pbnn": decoded,
     }
+    _require_same(final.module, decoded, run.data.x_test)
     errors = {name: error_of(network, run.data.test) for name, network in networks.items()}
     files = ["network.pbnn", *_onnx(final, out, run.data, say)]
-    report = _report(pruned, final, out, errors, _latencies(final, run.data, options, say), run.data)
+    latencies = _latencies(final, run.data, options, say)
+    report = report_on(pruned, run.data.x_test[:1], final, sizes, errors, latencies)
+    report = replace(report, notes=(*report.notes, _how(run, options, limits, pruned)))
     files += _written(report, out, options, limits)
     say("drawing ...")
-    return report, files + _draw(run, out, pruned, final, report, limits)
+    return report, files + _draw(run, out, final, report, limits)
+
+
+@torch.no_grad()
+def _require_same(written: nn.Module, decoded: nn.Module, x: Tensor) -> None:
+    """Make sure of what the file format promises."""
+    if not torch.equal(written(x), decoded(x)):
+        raise RuntimeError("the network that was decoded from the file is not the one that was written")
 
 
 Limits = tuple[Any, Any]  # thresholds of weights and of groups: a number, or one per weight tensor
 
 
-def _thresholds(run: Run, options: Options) -> Limits:
+def _thresholds(run: Run, options: Options, say: Say) -> Limits:
     """Return the thresholds that are asked for, or those chosen on the examples that were held out."""
     if not options.choose:
         return options.threshold, options.group_threshold
@@ -182,7 +193,21 @@ def _thresholds(run: Run, options: Options) -> Limits:
             f"choose: the run in {run.folder} held out no examples to choose thresholds on; "
             "train one with pyro-bnn fit --hold-out 5000, or say --threshold"
         )
-    raise NotImplementedError
+    chosen = compression.choose_thresholds(run.posterior, run.held_out, options.tolerance)
+    say(str(chosen).splitlines()[-1])
+    return chosen.threshold or options.threshold, chosen.group_threshold or None
+
+
+def _how(run: Run, options: Options, limits: Limits, pruned: compression.Pruned) -> str:
+    """Return how the thresholds came about, and what they are."""
+    alone = {} if set(pruned.groups) == set(pruned.masks) else {"weights": limits[0]}
+    given = {**alone, **({"groups": limits[0] if limits[1] is None else limits[1]} if pruned.groups else {})}
+    values = {
+        what: ", ".join(f"{name} {t:.3g}" for name, t in value.items()) if isinstance(value, dict) else f"{value:g}"
+        for what, value in given.items()
+    }
+    chosen = f"chosen on {len(run.held_out[0]):,} held-out examples" if options.choose else "given"
+    return f"thresholds ({chosen}): {'; '.join(f'{what}: {value}' for what, value in values.items())}"
 
 
 def _onnx(final: compression.Pruned, out: Path, data: Dataset, say: Say) -> list[str]:
@@ -206,18 +231,6 @@ def _latencies(final: compression.Pruned, data: Dataset, options: Options, say: 
     return latency.measure(final.masked, final.module, data.x_test[:1000], options.batches)
 
 
-def _report(
-    pruned: compression.Pruned,
-    final: compression.Pruned,
-    out: Path,
-    errors: Mapping[str, float],
-    latencies: list[latency.Latency],
-    data: Dataset,
-) -> Report:
-    content = (out / "network.pbnn").read_bytes()
-    return report_on(pruned, data.x_test[:1], final, {}, len(content), errors, latencies)
-
-
 def _written(report: Report, out: Path, options: Options, limits: Limits) -> list[str]:
     """Write the report, and with it how it came about."""
     thresholds = {"weights": limits[0], "groups": limits[1]}
@@ -232,13 +245,10 @@ def _written(report: Report, out: Path, options: Options, limits: Limits) -> lis
 _MOST_FRAMES = 60
 
 
-def _draw(
-    run: Run, out: Path, pruned: compression.Pruned, final: compression.Pruned, report: Report, limits: Limits
-) -> list[str]:
+def _draw(run: Run, out: Path, final: compression.Pruned, report: Report, limits: Limits) -> list[str]:
     """Draw what there is to draw, and return the names of the files."""
-    groups = group_measures(run.posterior)
-    moments = run.posterior.moments()
-    weights = {row.name: log_alpha(*moments[row.name]) for row in pruned.report if row.name not in groups}
+    groups = compression.group_measures(run.posterior)
+    weights = {name: value for name, value in _log_alpha(run.posterior).items() if name not in groups}
     group_limits = limits[0] if limits[1] is None else limits[1]
     figures = {}
     if weights:
@@ -261,9 +271,21 @@ def _draw(
     frames = read_snapshots(run.folder / "snapshots")
     if not frames:
         return list(figures)
-    step = -(-len(frames) // _MOST_FRAMES)
-    pictures.animate(frames[::-1][::step][::-1], out / "weights.gif")  # the last one is always among them
+    step = math.ceil(len(frames) / _MOST_FRAMES)
+    shown = frames[::-1][::step][::-1]  # the last one is always among them
+    pictures.animate(
+        [(epoch, {row.name: there[row.name] for row in final.report}) for epoch, there in shown], out / "weights.gif"
+    )
     return [*figures, "weights.gif"]
+
+
+@torch.no_grad()
+def _log_alpha(posterior: Posterior) -> dict[str, Tensor]:
+    """Return log alpha of every weight; a guide that takes dropped means as zero knows what it was before."""
+    if hasattr(posterior.guide, "log_alpha"):
+        return {name: value.detach() for name, value in posterior.guide.log_alpha().items()}
+    moments = posterior.moments()
+    return {name: compression.log_alpha(*moments[name]) for name in posterior.model.names}
 
 
 def _is_square(number: int) -> bool:

@@ -63,8 +63,8 @@ class Watch:
             self.dense = seen.posterior().moments()[f"{_FIRST_LAYER}.weight"][0]
         if seen.epoch % self.every:
             return
-        pruned = compression.prune(seen.posterior())
-        kept, total = sum(layer.kept for layer in pruned.report), sum(layer.total for layer in pruned.report)
+        masks, _ = compression.keep_masks(seen.posterior())
+        kept, total = (sum(int(f(mask)) for mask in masks.values()) for f in (torch.sum, torch.numel))
         self.sizes.append((seen.epoch, kept))
         terms = f"data {seen.history['data'][-1]:6.3f}   KL {seen.history['kl'][-1]:7.3f} nats per digit"
         self.say(
@@ -75,7 +75,7 @@ class Watch:
 def draw(folder: Path, posterior: Posterior, evaluation: Evaluation, data: Dataset, watch: Watch) -> list[str]:
     """Write the pictures of the run into the folder and return the names of their files."""
     pruned: Any = evaluation.pruned
-    after = pruned.module.get_submodule(_FIRST_LAYER).weight.detach()
+    after = pruned.masked.get_submodule(_FIRST_LAYER).weight.detach()
     before = after if watch.dense is None else watch.dense
     total = sum(layer.total for layer in pruned.report)
     x, y = data.test

@@ -277,8 +277,8 @@ class TruncatedLogUniform(nn.Module):
     Args:
         low: a.
         high: b; at 0 noise only ever weakens a unit.
-        unit_scale: give :math:`\theta` a standard deviation, :math:`\mathcal{N}(0, s^2)` instead of the flat prior: weight
-            decay, and a prior that can be sampled.
+        unit_scale: give :math:`\theta` the prior :math:`\mathcal{N}(0, s^2)` instead of the flat one: weight decay,
+            and a prior that can be sampled.
 
     Raises:
         ValueError: bounds that are not in order, a ``unit_scale`` that is not positive.

@@ -1,8 +1,8 @@
 """Random labels: a training set that can be memorised, and from which nothing can be learned.
 
-Zhang et al. (2017), https://arxiv.org/abs/1611.03530, showed that networks fit such labels perfectly, dropout and weight
-decay notwithstanding. Sparse Variational Dropout does not: it removes every weight, and predicts the same for all
-inputs (Molchanov, Ashukha & Vetrov, 2017, section 5.4, https://arxiv.org/abs/1701.05369).
+Zhang et al. (2017), https://arxiv.org/abs/1611.03530, showed that networks fit such labels perfectly, dropout and
+weight decay notwithstanding. Sparse Variational Dropout does not: it removes every weight, and predicts the same for
+all inputs (Molchanov, Ashukha & Vetrov, 2017, section 5.4, https://arxiv.org/abs/1701.05369).
 """
 
 from __future__ import annotations

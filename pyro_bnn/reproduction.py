@@ -9,23 +9,33 @@ epoch.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_tensors, save_tensors
-from .compression.fine_tuning import fine_tune_pruned
+from .compression.codebooks import quantize
+from .compression.fine_tuning import fine_tune, fine_tune_pruned
 from .compression.pruning import Pruned
 from .data import Dataset
 from .posterior import Posterior
 from .training import fit
 
-__all__ = ["Workbench", "error", "falling", "hold_out"]
+__all__ = ["Lesson", "Workbench", "falling", "hold_out", "later", "shifted", "soft_labels"]
+
+
+class Lesson(NamedTuple):
+    """What a teacher teaches: images (n, pixels), their labels (n,), and its class probabilities (n, classes)."""
+
+    x: Tensor
+    y: Tensor
+    soft_labels: Tensor
 
 
 @dataclass
@@ -48,9 +58,22 @@ class Workbench:
     minutes: float = field(default=0.0, init=False)
 
     @property
+    def everything(self) -> Dataset:
+        """The data set with the held-out images among the training images again."""
+        parts = zip(self.data.train, self.held_out, strict=True)
+        x, y = (torch.cat(pair) for pair in parts)
+        return replace(self.data, x_train=x, y_train=y)
+
+    @property
     def num_data(self) -> int:
         """The number of training examples, N."""
         return len(self.data.x_train)
+
+    def within(self, name: str) -> Workbench:
+        """Return a workbench in a folder of this one, for what goes on from what was done so far."""
+        own = replace(self, folder=self.folder / name)
+        own.minutes = self.minutes
+        return own
 
     def fit(
         self, name: str, model: Any, guide: Any, train: tuple[Tensor, Tensor] | None = None, **options: Any
@@ -88,14 +111,26 @@ class Workbench:
         self.minutes += minutes
         return result.posterior
 
-    def tuned(self, name: str, pruned: Pruned, teacher: Tensor, **options: Any) -> Pruned:
-        """Return the pruned network fine-tuned towards the teacher's soft labels, or what it was if that has been done.
+    def lesson(self, teacher: nn.Module, moved: bool = True) -> Lesson:
+        """Return the training images, as they are and moved by one pixel to each side, and what the teacher says of
+        them.
+        """
+        x, y = self.data.train
+        if moved:
+            mean = self.data.x_mean / self.data.x_std
+            x = torch.cat([x, *(shifted(x, mean, *by) for by in _NEIGHBOURS)])
+            y = y.repeat(1 + len(_NEIGHBOURS))
+        return Lesson(x, y, soft_labels(teacher, x))
+
+    def tuned(self, name: str, pruned: Pruned, lesson: Lesson, levels: int | None = None, **options: Any) -> Pruned:
+        """Return the pruned network fine-tuned towards a teacher's soft labels, or what it was if that has been done.
 
         Args:
             name: of its file.
             pruned: where it starts.
-            teacher: class probabilities for the training images.
-            options: of :func:`~pyro_bnn.compression.fine_tune_pruned`.
+            lesson: of :meth:`lesson`.
+            levels: quantise to so many distinct values in each parameter, and fine-tune these.
+            options: of :func:`~pyro_bnn.compression.fine_tune`.
         """
         path = self.folder / name
         if path.with_suffix(".json").exists():
@@ -104,7 +139,11 @@ class Workbench:
             return pruned.with_values(tensors)
         started = time.perf_counter()
         settings: dict[str, Any] = {"batch_size": 100, "seed": self.seed, "progress": self.progress} | options
-        result = fine_tune_pruned(pruned, self.data.train, teacher=teacher, **settings)
+        settings |= {"teacher": lesson.soft_labels}
+        if levels is None:
+            result = fine_tune_pruned(pruned, (lesson.x, lesson.y), **settings)
+        else:
+            result = fine_tune(quantize(pruned, levels), (lesson.x, lesson.y), start=pruned, **settings)
         minutes = (time.perf_counter() - started) / 60
         save_tensors(path, dict(result.module.state_dict()), {"minutes": minutes})
         self.minutes += minutes
@@ -120,16 +159,30 @@ def falling(start: float, constant: float, end: float) -> Callable[[float], floa
     return lambda epoch: start * min(1.0, max(0.0, (end - epoch) / (end - constant)))
 
 
+_NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+def shifted(x: Tensor, mean: Tensor, right: int, down: int) -> Tensor:
+    """Return images (n, size * size) moved by so many pixels; ``mean`` is what was subtracted from each image."""
+    size = math.isqrt(x.shape[1])
+    return torch.roll((x + mean).view(-1, size, size), (down, right), (1, 2)).flatten(1) - mean
+
+
+@torch.no_grad()
+def soft_labels(network: nn.Module, x: Tensor, temperature: float = 2.0) -> Tensor:
+    r"""Return the teacher's class probabilities, :math:`\mathrm{softmax}(f(x) / T)`: (n, classes).
+
+    Source: Hinton, Vinyals & Dean (2015), section 2.
+    """
+    return torch.cat([torch.softmax(network(part) / temperature, -1) for part in x.split(1000)])
+
+
+def later(schedule: Callable[[float], float], start: float) -> Callable[[float], float]:
+    """Return the schedule from epoch ``start`` on, for a fit that goes on from another."""
+    return lambda epoch: schedule(start + epoch)
+
+
 def hold_out(data: Dataset, num: int = 5000) -> tuple[Dataset, tuple[Tensor, Tensor]]:
     """Return the data set without its last ``num`` training examples, and these."""
     held = data.x_train[-num:], data.y_train[-num:]
     return replace(data, x_train=data.x_train[:-num], y_train=data.y_train[:-num]), held
-
-
-@torch.no_grad()
-def error(network: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    """Return the fraction of examples that are classified wrongly."""
-    x, y = data
-    return sum(
-        int((network(x[i : i + 1000]).argmax(-1) != y[i : i + 1000]).sum()) for i in range(0, len(x), 1000)
-    ) / len(x)

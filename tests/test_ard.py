@@ -137,7 +137,12 @@ def test_training_prunes_by_the_law_on_an_orthogonal_design(kind):
     model = BayesianNet(net, priors.AutomaticRelevance(), likelihoods.Gaussian(noise), num_data=n)
     options = {"clip": None, "mask": None} if kind is SparseVariationalDropout else {}
     result = fit(
-        model, kind(model, **options), (x, y), epochs=1200, learning_rate=lambda e: 0.02 * (1 - e / 1200), progress=False
+        model,
+        kind(model, **options),
+        (x, y),
+        epochs=1200,
+        learning_rate=lambda e: 0.02 * (1 - e / 1200),
+        progress=False,
     )
     mean, variance = result.posterior.moments()["weight"]
     log_alpha = (variance / mean.square()).log().flatten()

@@ -1,15 +1,19 @@
 """The variational information bottleneck: its divergence, its noise for each example, and what it prunes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from pyro_bnn import ELBO, BayesianNet, fit, likelihoods, linear_warmup, local_reparameterization, priors
+from pyro_bnn import ELBO, BayesianNet, Posterior, fit, likelihoods, linear_warmup, local_reparameterization, priors
+from pyro_bnn.cli_names import build
 from pyro_bnn.compression import prune
+from pyro_bnn.data import digits
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.guides import InformationBottleneck, MeanField
+from pyro_bnn.runs import Settings
 
 
 def model_of(prior, n=8):
@@ -83,7 +87,7 @@ def test_every_example_has_its_own_noise():
     assert (torch.corrcoef(z.T) - torch.eye(3)).abs().max() < 5 / math.sqrt(4000)
 
 
-def data_with_useless_inputs(n=1500):
+def data_with_useless_inputs(n=1000):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(n, 8, generator=generator)
     return x, (x[:, 0] * x[:, 1] > 0).long()  # six of eight inputs say nothing
@@ -104,9 +108,9 @@ def test_from_a_trained_network_it_keeps_what_carries_information():
         model,
         guide,
         (x, y),
-        epochs=400,
-        learning_rate=lambda e: 0.05 * (1 - e / 400),
-        kl_weight=linear_warmup(0, 100),
+        epochs=250,
+        learning_rate=lambda e: 0.05 * (1 - e / 250),
+        kl_weight=linear_warmup(0, 60),
         progress=False,
     )
     pruned = prune(result.posterior, group_threshold=-2.0)
@@ -121,6 +125,34 @@ def test_mean_field_takes_it_too():
     kl = ELBO(model, MeanField(model)).terms(X, Y).kl
     # under a flat prior the divergence of a Gaussian unit is minus its entropy
     assert kl["3.weight.unit"].item() == pytest.approx(-24 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.01)))
+
+
+@pytest.mark.parametrize(
+    ("prior", "guide"),
+    [
+        ("ard", "sparse-vd"),
+        ("ard", "mean-field"),
+        ("group-ard", "mean-field"),
+        ("truncated-log-uniform", "structured-pruning"),
+        ("information-bottleneck", "bottleneck"),
+    ],
+)
+def test_the_command_line_knows_the_methods(prior, guide):
+    data = digits()
+    settings = Settings("mlp", prior=prior, guide=guide, hidden="7")
+    model, built = build(settings, data)
+    assert ELBO(model, built)(data.x_train[:50], data.y_train[:50]).isfinite()
+    assert Posterior.from_guide(model, built).predict(data.x_test[:5], draws=2).mean.shape == (5, 10)
+
+
+def test_the_command_line_fits_networks_to_images():
+    flat = digits()
+    square = replace(flat, x_train=torch.zeros(1437, 3, 32, 32), x_test=torch.zeros(360, 3, 32, 32))
+    with torch.device("meta"):
+        net = build(Settings("lenet-5", prior="ard"), square)[0]
+    assert net.weights()["conv1.weight"].shape == (20, 3, 5, 5)
+    with pytest.raises(ValueError, match=r"vgg: expected images .* the inputs of digits are \(64,\)"):
+        build(Settings("vgg", prior="normal-jeffreys", guide="group"), flat)
 
 
 def test_what_does_not_fit_is_refused():

@@ -100,9 +100,9 @@ ACTIVATIONS = {
         (torch.flatten, 1, -1),
     ),
     "reshape": (
-        written(lambda self, x: x.reshape(-1, 2, 18)),
-        [lambda x: x.view(-1, 2, 18), lambda x: x.view((x.size(0), 2, 18)), lambda x: torch.reshape(x, (-1, 2, 18))],
-        (torch.reshape, (-1, 2, 18)),
+        written(lambda self, x: x.reshape(-1, 2, 36)),
+        [lambda x: x.view(-1, 2, 36), lambda x: x.view((x.size(0), 2, 36)), lambda x: torch.reshape(x, (-1, 2, 36))],
+        (torch.reshape, (-1, 2, 36)),
     ),
     "sum": (
         written(lambda self, x: torch.add(x, self.layer0(x)), nn.Conv2d(2, 2, 1)),

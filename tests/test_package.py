@@ -16,8 +16,8 @@ ROOT = Path(pyro_bnn.__file__).parent
 LIGHT = ("torchvision", "torchmetrics", "arviz", "matplotlib", "sklearn", "onnx", "onnxruntime", "typer", "pandas")
 # the program for the command line: it may know models and guides
 FREE = {
-    *("cli", "cli_app", "cli_compress", "cli_evaluate", "cli_fit", "cli_names"),
-    *("runs", "demo", "comparison_demo", "compression_run"),
+    *("cli", "cli_app", "cli_compress", "cli_evaluate", "cli_fit", "cli_names", "cli_reproduce"),
+    *("runs", "demo", "comparison_demo", "compression_run", "recipes", "reproduction", "published"),
 }
 
 

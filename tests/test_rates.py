@@ -149,7 +149,7 @@ def test_maximum_compression_by_hand():
     assert maximum_compression_rate(100, [dense, torch.ones(3)]) == 3200 / (11 + 96 + 32)
     # sparse: distances 5, 1, 1 (3 bits in all), values 1, 1, 2 (3 bits), two of 32 bits; the last zero is not stored
     assert maximum_compression_rate(100, [dense], index_bits=3) == 3200 / (3 + 3 + 64)
-    # with distances of at most 4: a filler zero at the fourth place; values 0, 1, 1, 2 take 6 bits, distances 4, 1, 1, 1
+    # distances of at most 4: a filler zero at the fourth place; values 0, 1, 1, 2 take 6 bits, distances 4, 1, 1, 1, 4
     assert maximum_compression_rate(100, [dense], index_bits=2) == 3200 / (6 + 4 + 96)
     assert maximum_compression_rate(100, [torch.zeros(9)], index_bits=3) == math.inf
     with pytest.raises(ValueError, match="index_bits from 1 to 32"):

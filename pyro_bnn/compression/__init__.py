@@ -1,13 +1,42 @@
-"""From a posterior to a smaller network."""
+"""From a posterior to a smaller network, to few bits, to a file."""
 
+from .choosing import ChosenThresholds as ChosenThresholds
+from .choosing import choose_thresholds as choose_thresholds
+from .codebooks import codes as codes
+from .codebooks import quantize as quantize
+from .codec import FormatError as FormatError
+from .codec import Sizes as Sizes
+from .codec import compression_rate as compression_rate
+from .codec import decode as decode
+from .codec import describe as describe
+from .codec import encode as encode
+from .codec import load as load
+from .codec import save as save
+from .continuation import restricted as restricted
+from .export import ExportError as ExportError
+from .export import ensemble_to_onnx as ensemble_to_onnx
+from .export import to_onnx as to_onnx
+from .fine_tuning import fine_tune as fine_tune
+from .fine_tuning import fine_tune_pruned as fine_tune_pruned
 from .graph import UnsupportedLayerError as UnsupportedLayerError
 from .graph import graph_of as graph_of
+from .precision import bits_per_layer as bits_per_layer
+from .precision import rounded as rounded
+from .precision import significand_bits as significand_bits
 from .pruning import LayerReport as LayerReport
 from .pruning import Pruned as Pruned
 from .pruning import group_measures as group_measures
 from .pruning import keep_masks as keep_masks
 from .pruning import log_alpha as log_alpha
 from .pruning import prune as prune
+from .rates import csr_rate as csr_rate
+from .rates import fast_prediction_rate as fast_prediction_rate
+from .rates import maximum_compression_rate as maximum_compression_rate
+from .rates import pruning_rate as pruning_rate
+from .report import Report as Report
+from .report import report_on as report_on
 from .shrinking import EmptyNetworkError as EmptyNetworkError
 from .shrinking import Shrunk as Shrunk
 from .shrinking import shrink as shrink
+from .weight_sharing import WeightSharing as WeightSharing
+from .weight_sharing import shared as shared

@@ -299,14 +299,14 @@ class Analysis:
         kept = constant & source.needed if why else torch.zeros_like(constant)
         if kept.any():
             which = ", ".join(map(str, kept.nonzero().flatten().tolist()))
-            self.notes.append(f"{node.name} keeps constant channels of its input ({which}): {why}")
+            self.notes.append(f"{_name(node)} keeps constant channels of its input ({which}): {why}")
 
     def _spare(self, node: fx.Node) -> None:
         """Keep one channel where nobody needs any: a layer without channels does not run."""
         own = self.channels.get(node)
         if own is not None and not own.space.keep.any():
             own.space.spare = 0
-            self.notes.append(f"{node.name} keeps one channel, though nobody needs it: the network goes on around it")
+            self.notes.append(f"{_name(node)} keeps one channel, though nobody needs it: the network goes on around it")
 
     def _reason_to_leave(self, node: fx.Node, layer: Any, source: Channels | None) -> str:
         kind = type(layer)
@@ -369,6 +369,10 @@ class Analysis:
             else:
                 widths.add(self._width(user) if user.target in (*_POINTWISE, torch.add) else None)
         return widths.pop() if len(widths) == 1 else None
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _layer_before(node: fx.Node) -> str:

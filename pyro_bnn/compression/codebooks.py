@@ -85,10 +85,10 @@ def k_means(values: Tensor, levels: int, weights: Tensor | None = None) -> Tenso
     if levels < 1 or not len(values):
         raise ValueError(f"k_means: expected values and levels of at least one, got {len(values)} and {levels}")
     mass = torch.ones_like(values) if weights is None else weights
-    points, mass = _distinct(values.double(), mass.double())
+    points, mass = _distinct(values.double().cpu(), mass.double().cpu())  # many small steps: nothing for a GPU
     n = len(points)
     if n <= levels:
-        return points.to(values.dtype)
+        return points.to(values)
     centre = (mass * points).sum() / mass.sum()  # differences of sums lose fewer digits near zero
     x = points - centre
     sums = torch.stack([torch.cat([x.new_zeros(1), (mass * x**power).cumsum(0)]) for power in range(3)])
@@ -98,7 +98,7 @@ def k_means(values: Tensor, levels: int, weights: Tensor | None = None) -> Tenso
         edges.append(int(row[edges[-1]]))
     low, high = torch.tensor(edges[:0:-1]), torch.tensor(edges[-2::-1])
     first = sums[:, high] - sums[:, low]
-    return (first[1] / first[0] + centre).to(values.dtype)
+    return (first[1] / first[0] + centre).to(values)
 
 
 def _distinct(values: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +107,8 @@ def _distinct(values: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros_like(points).index_add_(0, place, mass)
     if len(points) <= _EXACT:
         return points, total
-    place = torch.arange(len(points), device=points.device) * _EXACT // len(points)
-    merged = torch.zeros(_EXACT, dtype=points.dtype, device=points.device)
+    place = torch.arange(len(points)) * _EXACT // len(points)
+    merged = torch.zeros(_EXACT, dtype=points.dtype)
     first, second = merged.index_add(0, place, total), merged.index_add(0, place, total * points)
     return second / first, first
 
@@ -204,25 +204,25 @@ def quantize(
 
 
 def precisions(pruned: Pruned, rule: Distortion) -> dict[str, Tensor]:
-    """Return :math:`1/\\sigma^2` for every number of every parameter.
-
-    A variance of zero or beyond the reach of its numbers (below a millionth of the median) would fix its weight: it is
-    raised to that.
-    """
-    known = {name: _capped(variance) for name, variance in pruned.variances.items()}
-    together = torch.cat([p.flatten() for p in known.values()]).mean() if known else torch.tensor(1.0)
-    layers = {name.rpartition(".")[0]: p.mean() for name, p in known.items()}
+    r"""Return :math:`1/\sigma^2` for every number of every parameter, as ``quantize`` takes it under this rule."""
+    parameters = {name: p.detach() for name, p in pruned.module.named_parameters()}
+    known = {name: _capped(variance, parameters[name] != 0) for name, variance in pruned.variances.items()}
+    kept = {name: precision[parameters[name] != 0] for name, precision in known.items()}
+    kept = {name: precision for name, precision in kept.items() if len(precision)}
+    together = torch.cat(list(kept.values())).mean() if kept else torch.tensor(1.0)
+    layers = {name.rpartition(".")[0]: precision.mean() for name, precision in kept.items()}
     found = {}
-    for name, parameter in pruned.module.named_parameters():
-        default = layers.get(name.rpartition(".")[0], together)
-        own = known.get(name, default)
-        found[name] = (own.mean() if rule == "equal" else own).to(parameter).expand_as(parameter)
+    for name, parameter in parameters.items():
+        shared = kept[name].mean() if name in kept else layers.get(name.rpartition(".")[0], together)
+        own = known[name] if name in kept and rule == "posterior" else shared
+        found[name] = own.to(parameter).expand_as(parameter)
     return found
 
 
-def _capped(variance: Tensor) -> Tensor:
-    middle = variance[variance > 0].median() if bool((variance > 0).any()) else variance.new_ones(())
-    return variance.clamp_min(1e-6 * middle).reciprocal()
+def _capped(variance: Tensor, kept: Tensor) -> Tensor:
+    """Return precisions; a variance of zero, or below a millionth of the median, would fix its weight: it is raised."""
+    usual = variance[kept & (variance > 0)]
+    return variance.clamp_min(1e-6 * usual.median() if len(usual) else 1.0).reciprocal()
 
 
 def _levels(levels: int | Mapping[str, int], parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -1,4 +1,54 @@
 r"""The file of a compressed network: all of it, in as few bytes as it takes.
+
+Version 1 of the format, in full. Tables that it refers to are data in the modules named.
+
+**File.** ``"PB"``, a byte 1 (the version), the coded part, raw numbers, and the CRC-32 (as in zlib) of all that as four
+bytes, the lowest first. The coded part is one message of the range coder (``range_coder``). Without raw numbers it is
+the shortest one, to be read with zeros behind its end; before raw numbers it ends with the byte that a decoder has read
+last, five bytes ahead at the start.
+
+**Decisions.** A decision is coded with a probability of 16 bits. Where a *number* is named, it is Elias-gamma code with
+learned probabilities, one set for every kind of number, for the whole file; *signed* numbers are first folded (0, -1,
+1, -2, ... to 0, 1, 2, 3, ...). Masks and indices of codebooks use mixed contexts, new for each tensor
+(``context_mixing``). All arithmetic is of integers.
+
+**Network.** Nodes in the order of execution, the input being the first. Each: the number of its operation in
+``graph_codes.OPERATIONS``, under the operation before it; for each tensor that it takes, how many nodes back it is
+(0: the last one); then
+
+* a layer: if there was a layer before, how many layers back the same one was met, or 0 for a new one. A new one: the
+  number of its type in ``lattices.DTYPES``; whether its width is another than the last number of units (if that is
+  known), and if so, or if not known, its inputs; for a dense layer its outputs, weight and bias; for a convolution its
+  outputs, kernel (one size, and the signed steps from it to the others), 0 or 1 for options (stride, kind of padding,
+  padding, dilation, groups, mode), weight and bias; for a batch norm its inputs, whether it has no scale and shift,
+  epsilon, mean, variance, and scale and shift if it has. A bias comes after 0, its absence is 1.
+* a selection of inputs: its indices, as a bitmap, as gaps, or as signed differences.
+* another operation: the fields of ``graph_codes.OPERATIONS``, in their order.
+* the output: nothing; the network ends.
+
+**Tensors.** A weight is a matrix: units by inputs (a kernel's columns: channel, row, column). Other tensors are one
+row. First its support (``tensor_codes.code_support``): 0 everything; 1 how many numbers are not 0 in all bits, and the
+gaps between them, by rows; 2 a mask (``supports.code_mask``), after the image that its columns are points of: 0 none, 1
+that of before (a kernel is its own), 2 another: its height less 1, and the signed step from there to its width. The
+columns of a dense layer that reads a selection have the numbers that were selected. Then, if there are any, the numbers
+that the support names (``tensor_codes.code_values``):
+
+* 0, by a codebook: if there are codebooks, how many back, or 0 for a new one: how many numbers less 1, a grid, the
+  lowest as a signed integer, and the steps from each to the next, less 1. If it has several: whether the indices ascend
+  (probability 1/4), and they do by steps, or by halving the codebook, first into negative numbers and others.
+* 1, as integers: a grid, whether they ascend, the least as a signed integer, and for each how far it is above the least
+  or above the one before.
+* 2, raw: the bits, lowest byte first, stand behind the coded part, tensor after tensor.
+
+A *grid* (``lattices.Lattice``) is 0 and how many zeros all bit patterns end in: the patterns without these, as
+integers that grow with the number; or 1 and a number s: integers times :math:`2^{-s}`.
+
+**Limits.** A reader refuses more than 16,384 decisions and 512 per byte, :math:`2^{24}` numbers and 4,096 per byte, 256
+nodes and 8 per byte, raw numbers beyond the end, and whatever stands behind the end.
+
+Names of layers are not in a file, nor is anything that training alone needs: a batch norm's count of batches and
+momentum, whether a parameter was to be trained. Zeros keep their signs: masks should leave zeros, not minus zeros,
+which are numbers like others and cost as much.
 """
 
 from __future__ import annotations
@@ -15,11 +65,11 @@ from torch import Tensor, fx, nn
 
 from ..checkpoint import write_atomically
 from .graph import graph_of
+from .graph_codes import LAYERS
 from .lattices import DTYPES
 from .network_codes import code_network
 from .range_coder import Coder, FormatError, RangeDecoder, RangeEncoder, most_decisions
 from .sizes import LayerSize, Meter, Sizes
-from .supports import Grid
 from .tensor_choice import Trial, cheapest_indices, cheapest_tensor
 from .tensor_codes import Matrix, State, TensorForm, code_indices, code_support, code_values
 
@@ -46,7 +96,7 @@ def encode(module: nn.Module) -> bytes:
     """
     writer = _Writer()
     with torch.no_grad():
-        code_network(writer, graph_of(module))
+        code_network(writer, _graph(module))
     coded = writer.coder.finish(padded=bool(writer.raw))
     body = _MAGIC + bytes([_VERSION]) + coded + b"".join(writer.raw)
     length = len(body) - _HEADER
@@ -95,7 +145,7 @@ def save(pruned: Any, path: str | os.PathLike[str], overwrite: bool = False) -> 
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
-    graph = graph_of(module)
+    graph = _graph(module)
     data = encode(graph)
     sizes = describe(data)
     write_atomically(path, data)
@@ -137,6 +187,11 @@ def compression_rate(data: bytes | str | os.PathLike[str], weights: int) -> floa
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def _graph(module: nn.Module) -> fx.GraphModule:
+    """Return the graph of a network, which may be a single layer."""
+    return graph_of(nn.Sequential(module) if isinstance(module, LAYERS) else module)
 
 
 def _most_numbers(length: int) -> int:

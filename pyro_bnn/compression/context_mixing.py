@@ -70,7 +70,7 @@ class Mixer:
         limit: on the number of observations that a context remembers.
     """
 
-    def __init__(self, weight: int = 12_000, rate: int = 20, trust: int = 16, limit: int = 1000) -> None:
+    def __init__(self, weight: int = 10_000, rate: int = 20, trust: int = 8, limit: int = 1000) -> None:
         self._slots: dict[Hashable, list[int]] = {}
         self._weights: dict[Hashable, list[int]] = {}
         self._weight, self._rate, self._trust, self._limit = weight, rate, trust, limit
@@ -99,7 +99,7 @@ class Mixer:
         bit = coder.bit(bit, p)
         # error (2^-16) x input (2^-8 nat) x rate (2^-12), in units of 2^-16
         step = ((bit << 16) - p) * self._rate
-        self._weights[chosen] = [weight + (step * x + (1 << 19) >> 20) for weight, x in zip(weights, inputs, strict=True)]
+        self._weights[chosen] = [w + (step * x + (1 << 19) >> 20) for w, x in zip(weights, inputs, strict=True)]
         target, limit = (1 << _P) - _LEAST if bit else _LEAST, self._limit
         for slot in found:
             slot[0] += (target - slot[0]) // slot[1]  # type: ignore[index]

@@ -75,8 +75,8 @@ def fine_tune(
         progress: show a bar if it takes longer than two seconds.
 
     Raises:
-        ValueError: settings out of range; another mode; a teacher that does not fit the data; a network that is not
-            quantised, with as many values as numbers; variances that are not known where ``bits_weight`` needs them.
+        ValueError: settings out of range; another mode; a teacher that does not fit the data; a ``start`` that is
+            another network; variances that are not known where ``bits_weight`` needs them.
         DataError: data that are not finite, or of different lengths.
     """
     if mode not in ("centroids", "straight-through"):
@@ -136,8 +136,11 @@ class _Support:
         self.zeros = torch.zeros_like(flat)
 
     def values_of(self, module: nn.Module) -> Tensor:
-        """Return the numbers that another network of the same architecture has at these positions."""
-        return torch.cat([p.detach().flatten() for p in module.parameters()])[self.positions]
+        """Return the numbers that the same network had at these positions before it was quantised."""
+        own = {name: p.detach() for name, p in module.named_parameters()}
+        if [(name, p.shape) for name, p in own.items()] != list(zip(self.names, self.shapes, strict=True)):
+            raise ValueError("fine_tune: start is another network; give the one that was quantised")
+        return torch.cat([p.flatten() for p in own.values()])[self.positions]
 
     def parameters(self, values: Tensor) -> dict[str, Tensor]:
         """Return the parameters with these nonzero numbers."""
@@ -153,16 +156,17 @@ class _Book:
         found = codes(quantized)
         self.table = torch.cat([code.values for code in found.values()]).requires_grad_()
         self.bits_weight = bits_weight
-        owners = torch.cat([torch.full((int(code.counts.sum()),), k) for k, code in enumerate(found.values())])
         lengths = torch.tensor([len(code.values) for code in found.values()])
-        self.sizes = torch.tensor([int(code.counts.sum()) for code in found.values()])
+        sizes = torch.tensor([int(code.counts.sum()) for code in found.values()])
         # row k of the grid: the entries of codebook k; where it is shorter, its first entry again, priced out of reach
         column = torch.arange(int(lengths.max()))
-        self.present = (column < lengths[:, None]).to(owners.device)
-        self.grid = (lengths.cumsum(0) - lengths)[:, None] + torch.where(self.present, column, 0)
-        self.owners = owners
-        exact = self.table.detach()[self.grid][owners] == support.values[:, None]
-        self.code = self.grid[owners, (exact & self.present[owners]).int().argmax(1)]
+        present = column < lengths[:, None]
+        grid = (lengths.cumsum(0) - lengths)[:, None] + torch.where(present, column, 0)
+        owners = torch.arange(len(sizes)).repeat_interleave(sizes)
+        where = support.values.device
+        self.present, self.grid, self.owners, self.sizes = (t.to(where) for t in (present, grid, owners, sizes))
+        exact = self.table.detach()[self.grid][self.owners] == support.values[:, None]
+        self.code = self.grid[self.owners, (exact & self.present[self.owners]).int().argmax(1)]
         known = precisions(quantized, "posterior") if quantized.variances else {}
         self.precision = (
             torch.cat([known[name].flatten() for name in support.names])[support.positions]

@@ -18,7 +18,16 @@ from .graph import UnsupportedLayerError
 from .range_coder import Coder, FormatError
 from .tensor_codes import State
 
-__all__ = ["LAYERS", "OPERATIONS", "OUTPUT", "Operation", "code_fields", "code_number", "code_operation", "operation_of"]
+__all__ = [
+    "LAYERS",
+    "OPERATIONS",
+    "OUTPUT",
+    "Operation",
+    "code_fields",
+    "code_number",
+    "code_operation",
+    "operation_of",
+]
 
 _LARGEST = 1 << 31
 
@@ -160,8 +169,8 @@ def operation_of(node: fx.Node, module: nn.Module) -> int:
 def refused(node: fx.Node, why: str) -> UnsupportedLayerError:
     """Return the error for a node that cannot be written."""
     return UnsupportedLayerError(
-        f"node {node.name!r}: {why}; a file holds dense layers, convolutions, batch norms, pools, activations, flatten, "
-        "reshape, additions and index_select: write the network with these, or save the others apart"
+        f"node {node.name!r}: {why}; a file holds dense layers, convolutions, batch norms, pools, activations, "
+        "flatten, reshape, additions and index_select: write the network with these, or save the others apart"
     )
 
 
@@ -190,7 +199,8 @@ def _require_arguments(operation: Operation, node: fx.Node) -> None:
     if len(node.args) != operation.tensors + len(operation.positional) or sorted(node.kwargs) != sorted(names):
         raise refused(node, f"its arguments {node.args}, {dict(node.kwargs)} are not those of the normal form")
     codes: Sequence[_Field] = [*operation.positional, *(code for _, code in operation.keywords)]
-    for code, value in zip(codes, [*node.args[operation.tensors :], *(node.kwargs[name] for name in names)], strict=True):
+    values = [*node.args[operation.tensors :], *(node.kwargs[name] for name in names)]
+    for code, value in zip(codes, values, strict=True):
         if not _fits(code, value):
             raise refused(node, f"an argument {value!r} is not of the normal form")
 
@@ -201,10 +211,10 @@ def _fits(code: _Field, value: Any) -> bool:
     if code is _approximate:
         return value in ("none", "tanh")
     if code is code_number:
-        return isinstance(value, float | int) and abs(value) <= 2**53 or value != value
+        return (isinstance(value, float | int) and abs(value) <= 2**53) or value != value
     if code is _maybe:
         return value is None or _fits(_integer, value)
     if code is _integer:
         return isinstance(value, int) and abs(value) <= _LARGEST
-    entry = _maybe if code is _sizes else _integer
-    return isinstance(value, tuple | list) and len(value) <= 3 and all(_fits(entry, size) for size in value)
+    entry, most = (_maybe, 3) if code is _sizes else (_integer, 16)
+    return isinstance(value, tuple | list) and len(value) <= most and all(_fits(entry, size) for size in value)

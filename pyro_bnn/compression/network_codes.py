@@ -9,7 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from .graph_codes import LAYERS, OPERATIONS, OUTPUT, Operation, code_fields, code_number, code_operation, operation_of, refused
+from .graph_codes import (
+    LAYERS,
+    OPERATIONS,
+    OUTPUT,
+    Operation,
+    code_fields,
+    code_number,
+    code_operation,
+    operation_of,
+    refused,
+)
 from .lattices import DTYPES
 from .range_coder import Coder, FormatError
 from .supports import Grid
@@ -113,7 +123,8 @@ class _Network:
             width, columns = (width, columns) if outputs is None else (outputs, None)
         elif kind.function is torch.index_select:
             name, columns = self._code_indices(node)
-            new, width = self.graph.call_function(kind.function, (inputs[0], 1, self.graph.get_attr(name))), len(columns)
+            new = self.graph.call_function(kind.function, (inputs[0], 1, self.graph.get_attr(name)))
+            width = len(columns)
         else:
             args, kwargs = code_fields(self.coder, self.state, kind, node)
             new = self.graph.call_function(kind.function, (*inputs, *args), kwargs)
@@ -208,7 +219,8 @@ class _Network:
         layer.bias = nn.Parameter(self._vector(shape[0], given, "bias")) if has_bias else None
 
     def _vector(self, size: int, given: Any, name: str) -> Tensor:
-        return self.stream.tensor(Matrix(1, range(size), name), (size,), None if given is None else getattr(given, name))
+        tensor = None if given is None else getattr(given, name)
+        return self.stream.tensor(Matrix(1, range(size), f"{name} of units"), (size,), tensor)
 
     def _code_conv(self, kind: Any, given: Any, width: int | None, columns: list[int] | None) -> nn.Module:
         dims = 2 if kind is nn.Conv2d else 1

@@ -5,6 +5,7 @@ Functions take plain data and return a :class:`matplotlib.figure.Figure`; the an
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,38 +51,47 @@ def histograms(
     for axes, (name, value) in zip(column, values.items(), strict=True):
         limit = limits[name]
         width = (high - low) / 80
-        start = limit - math.ceil((limit - low) / width) * width  # an edge of the bars lies at the threshold
+        edge = limit if math.isfinite(limit) else low
+        start = edge - math.ceil((edge - low) / width) * width  # an edge of the bars lies at the threshold
         edges = [start + k * width for k in range(math.ceil((high - start) / width) + 1)]
-        shown = value.nan_to_num(posinf=high, neginf=low).clamp(low, high).numpy()
+        shown = value.clamp(edges[0], edges[-1] - width / 2).numpy()  # what lies further out is in the last bar
         kept = value < limit
-        parts = [(shown[kept.numpy()], _BLUE, "kept"), (shown[~kept.numpy()], _LIGHT, "dropped")]
-        for part, colour, what in parts:
-            axes.hist(part, bins=edges, color=colour, label=f"{what}")
-        axes.axvline(limit, color=_RED, linewidth=1.2)
-        axes.annotate(
-            f"{limit:g}", (limit, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points",
-            color=_RED, fontsize=9, va="top",
-        )  # fmt: skip
+        axes.hist(shown[kept.numpy()], bins=edges, color=_BLUE, label="kept")
+        axes.hist(shown[~kept.numpy()], bins=edges, color=_LIGHT, label="dropped")
+        if math.isfinite(limit):
+            _line(axes, limit)
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.set_ylabel(of)
-        axes.set_xlim(low, high)
-        _title(axes, f"{name}: {int(kept.sum()):,} of {len(value):,} {of} are kept")
+        axes.set_xlim(low, edges[-1])
+        far = int((value > edges[-1]).sum())
+        beyond = f"; {far:,} lie further right, in the last bar" if far else ""
+        _title(axes, f"{name}: {int(kept.sum()):,} of {len(value):,} {of} are kept{beyond}")
         _open(axes)
-    column[0].legend(frameon=False, fontsize=9, loc="upper left")
+    figure.legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside upper right", ncols=2)
     column[-1].set_xlabel(f"{label}; the red line is the threshold")
     return figure
 
 
+def _line(axes: Axes, limit: float) -> None:
+    """Draw a threshold."""
+    axes.axvline(limit, color=_RED, linewidth=1.2)
+    place: Any = {"xycoords": ("data", "axes fraction"), "xytext": (3, -2), "textcoords": "offset points"}
+    axes.annotate(f"{limit:.3g}", (limit, 1), color=_RED, fontsize=9, va="top", **place)
+
+
+_REACH = 16.0  # how far from a threshold the axis goes, in nats: beyond, nothing is in doubt
+
+
 def _range(values: Sequence[Tensor], limits: Sequence[float]) -> tuple[float, float]:
-    """Return where the axis begins and ends: all values but one in ten thousand at each end, and the thresholds."""
-    everything = torch.cat([*values, torch.tensor([limit for limit in limits if math.isfinite(limit)]).double()])
+    """Return where the axis begins and ends: all values and thresholds, as far as they are near the thresholds."""
+    finite = torch.tensor([limit for limit in limits if math.isfinite(limit)]).double()
+    everything = torch.cat([*values, finite])
     if not len(everything):
         return -1.0, 1.0
-    ordered, cut = everything.sort().values, len(everything) // 10_000
-    low, high = float(ordered[cut]), float(ordered[-1 - cut])
-    finite = [limit for limit in limits if math.isfinite(limit)]
-    low, high = min([low, *finite]), max([high, *finite])
+    low, high = float(everything.min()), float(everything.max())
+    if len(finite):
+        low, high = max(low, float(finite.min()) - _REACH), min(high, float(finite.max()) + _REACH)
     margin = 0.03 * (high - low) + 1e-3
     return low - margin, high + margin
 
@@ -194,10 +204,15 @@ def acceleration(before: Mapping[str, int], after: Mapping[str, int], latencies:
     axes.axvline(1, color="black", linewidth=0.8)
     for place, ratio, note in zip(places, ratios, notes, strict=True):
         axes.annotate(
-            f"{ratio:.1f}×   {note}", (ratio, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
+            f"{ratio:.1f}×   {note}",
+            (max(ratio, 1.0), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
         )
     axes.set_xlim(0, 1.55 * max(*ratios, 1.0))
-    axes.set_xlabel(f"original ÷ smaller network, on {threads} CPU thread{'s' if threads > 1 else ''}")
+    axes.set_xlabel(f"original ÷ smaller network, on {'one CPU thread' if threads == 1 else f'{threads} CPU threads'}")
     axes.tick_params(axis="y", length=0)
     _open(axes)
     fastest = max(latencies, key=lambda row: row.speedup, default=None)
@@ -225,7 +240,7 @@ def animate(frames: Sequence[tuple[int, Mapping[str, Tensor]]], path: str | Path
     """
     if not frames:
         raise ValueError("animate: expected snapshots of the weights, got none; keep some with fit --snapshots 5")
-    from matplotlib.animation import PillowWriter
+    from PIL import Image
 
     names = list(frames[0][1])
     figure = _figure(11.0, 5.4)
@@ -238,11 +253,14 @@ def animate(frames: Sequence[tuple[int, Mapping[str, Tensor]]], path: str | Path
     _show(figure, panels, dot, *frames[0])
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # nothing moves from here on, and the layout takes most of the time
-    writer = PillowWriter(fps=fps)
-    with writer.saving(figure, str(path), dpi=100):
-        for epoch, weights in [*frames, *[frames[-1]] * round(2 * fps)]:
-            _show(figure, panels, dot, epoch, weights)
-            writer.grab_frame()
+    images = []
+    for epoch, weights in frames:
+        _show(figure, panels, dot, epoch, weights)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=100)
+        images.append(Image.open(stream).convert("RGB"))
+    durations = [round(1000 / fps)] * (len(frames) - 1) + [2000]
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def _show(

@@ -199,7 +199,7 @@ def keep_masks(
         ValueError: as :func:`prune`.
     """
     moments, measures = _moments(posterior), group_measures(posterior, groups_by)
-    limits = _limits(threshold, list(moments))
+    limits = _limits(threshold, [name for name in moments if name not in measures])
     group_limits = _limits(threshold if group_threshold is None else group_threshold, list(measures))
     groups = {name: measure < group_limits[name] for name, measure in measures.items()}
     # a group prior decides by groups: noise within a group that is kept is the group's own

@@ -152,7 +152,7 @@ class RangeDecoder:
             self._range >>= step
             part = self._value // self._range
             if self._left < 0 or part >> step:
-                raise FormatError(_TOO_MANY if self._left < 0 else "expected a message of this coder, found other bytes")
+                raise FormatError(_TOO_MANY if self._left < 0 else "expected bytes of this coder, found others")
             self._value -= part * self._range
             value = value << step | part
             if self._range < 1 << _BOTTOM:

@@ -13,10 +13,12 @@ from .latency import Latency, macs, readable
 from .precision import bits_per_layer
 from .pruning import Pruned
 from .rates import csr_rate, fast_prediction_rate, maximum_compression_rate
+from .sizes import Sizes
 
 __all__ = ["Layer", "Report", "report_on"]
 
 _FILE = "4 bytes per original weight / bytes of the file"
+_INPUTS = "inputs that are read"
 _INDEX_BITS = 5  # of the distance between two nonzero weights, as Han et al. have it for dense layers
 
 
@@ -31,7 +33,8 @@ class Layer:
         kept: weights that are not zero.
         values: distinct numbers among these.
         bits: of a weight in fixed point, by the published rule from the posterior's variances; ``None``: not known.
-        bytes: in the file, with the layer's biases, codebook and tables; ``None``: no file was written.
+        bytes: in the file, with the layer's biases and codebook, a fraction as arithmetic codes have them; ``None``: no
+            file was written.
         macs: multiply-accumulates for one example, before.
         new_macs: in the smaller network.
     """
@@ -42,7 +45,7 @@ class Layer:
     kept: int
     values: int
     bits: int | None
-    bytes: int | None
+    bytes: float | None
     macs: int
     new_macs: int
 
@@ -57,6 +60,7 @@ class Report:
         weights: of the original network, biases not counted.
         rates: how many times smaller, by the name of what is counted.
         file_bytes: the size of the whole file; ``None``: there is none.
+        other_bytes: what it holds besides layers, by name: the graph, the header, which inputs are looked at.
         errors: fractions of test examples that each network gets wrong.
         latencies: what was measured.
         notes: what there is to say besides.
@@ -67,6 +71,7 @@ class Report:
     weights: int
     rates: dict[str, float]
     file_bytes: int | None = None
+    other_bytes: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     latencies: list[Latency] = field(default_factory=list)
     notes: tuple[str, ...] = ()
@@ -109,7 +114,7 @@ class Report:
                 f"{row.kept:,}",
                 f"{row.values:,}",
                 "" if row.bits is None else str(row.bits),
-                "" if row.bytes is None else f"{row.bytes:,}",
+                "" if row.bytes is None else f"{row.bytes:,.1f}",
                 f"{row.macs:,}",
                 f"{row.new_macs:,}",
             )
@@ -119,7 +124,8 @@ class Report:
         dense = sum(math.prod(row.new_shape) for row in self.layers)
         total = ("total", f"{self.weights:,}", f"{dense:,}", f"{sum(row.kept for row in self.layers):,}", "", "",
                  "" if self.file_bytes is None else f"{self.file_bytes:,}", f"{before:,}", f"{after:,}")  # fmt: skip
-        return [head, *rows, total]
+        others = [(name, *[""] * 5, f"{count:,.1f}", "", "") for name, count in self.other_bytes.items()]
+        return [head, *rows, *others, total]
 
     def _end(self, gap: str) -> str:
         before, after = self.macs
@@ -131,8 +137,7 @@ def report_on(
     pruned: Pruned,
     example: Tensor,
     final: Pruned | None = None,
-    sizes: Mapping[str, int] | None = None,
-    file_bytes: int | None = None,
+    sizes: Sizes | None = None,
     errors: Mapping[str, float] | None = None,
     latencies: Sequence[Latency] = (),
 ) -> Report:
@@ -147,8 +152,7 @@ def report_on(
         pruned: the network before quantisation, from a posterior.
         example: some inputs (n, ...).
         final: the network that was written, after quantisation; ``pruned`` if not given.
-        sizes: bytes in the file, by the name of a weight or of its layer.
-        file_bytes: of the whole file.
+        sizes: what :func:`~pyro_bnn.compression.save` returned for the final network.
         errors: fractions of test examples, by the name of the network.
         latencies: measured ones.
     """
@@ -156,6 +160,7 @@ def report_on(
     bits = {name: found.total for name, found in bits_per_layer(pruned).items()} if pruned.variances else {}
     before, after = (_by_weight(macs(network, example)) for network in (pruned.masked, final.module))
     state = final.module.state_dict()
+    own = {row.name: row.total for row in sizes.layers} if sizes else {}
     layers = [
         Layer(
             row.name,
@@ -164,7 +169,7 @@ def report_on(
             row.kept,
             len(state[row.name][state[row.name] != 0].unique()),
             bits.get(row.name),
-            _bytes_of(row.name, sizes),
+            own.pop(row.name.rpartition(".")[0], None),
             before.get(row.name, 0),
             after.get(row.name, 0),
         )
@@ -172,10 +177,13 @@ def report_on(
     ]
     weights = sum(math.prod(row.shape) for row in layers)
     rates = _rates(weights, layers, [state[row.name] for row in layers], final)
-    if file_bytes is not None:
-        rates[_FILE] = 4 * weights / file_bytes
+    file_bytes = sizes.total if sizes else None
+    if sizes:
+        rates[_FILE] = 4 * weights / sizes.total
+        own = {_INPUTS if name.startswith("index") else name: count for name, count in own.items()}
+        own |= {"graph": sizes.graph, "header, checksum": sizes.header}
     return Report(
-        layers, final.architecture, weights, rates, file_bytes, dict(errors or {}), list(latencies), final.notes
+        layers, final.architecture, weights, rates, file_bytes, own, dict(errors or {}), list(latencies), final.notes
     )
 
 
@@ -198,12 +206,6 @@ def _rates(weights: int, layers: Sequence[Layer], tensors: Sequence[Tensor], fin
 
 def _by_weight(counts: Mapping[str, int]) -> dict[str, int]:
     return {f"{name}.weight" if name else "weight": count for name, count in counts.items()}
-
-
-def _bytes_of(name: str, sizes: Mapping[str, int] | None) -> int | None:
-    if sizes is None:
-        return None
-    return sizes.get(name, sizes.get(name.rpartition(".")[0]))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

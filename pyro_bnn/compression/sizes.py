@@ -53,7 +53,7 @@ class Sizes:
     total: int
 
     def __str__(self) -> str:
-        rows = [("layer", "numbers", "support", "values", "codebook", "biases", "bytes")]
+        rows: list[tuple[str, ...]] = [("layer", "numbers", "support", "values", "codebook", "biases", "bytes")]
         for row in self.layers:
             parts = (row.support, row.values, row.codebook, row.biases, row.total)
             rows.append((row.name, str(row.numbers), *(f"{part:.1f}" for part in parts)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf, isqrt
 
 import torch
@@ -82,6 +83,8 @@ def cheapest_tensor(state: State, matrix: Matrix, tensor: Tensor) -> Trial:
             forms += [TensorForm(MASK, grid) for grid in grids]
         sparse = (_Support(state, matrix, form, patterns) for form in forms)
         supports.append(min(sparse, key=lambda support: support.trial.cost))
+        if supports[-1].trial.cost == inf:
+            supports = [_Support(state, matrix, TensorForm(ALL), patterns)]
     return min((_with_values(support, matrix, patterns) for support in supports), key=lambda trial: trial.cost)
 
 
@@ -117,7 +120,7 @@ def _value_forms(form: TensorForm, state: State, given: list[int]) -> list[Tenso
     """Return the forms of numbers that may pay."""
     width = 8 * state.dtype.itemsize
     keys = [ordered(pattern, width) for pattern in given]
-    ascending = all(a <= b for a, b in zip(keys, keys[1:], strict=False))
+    ascending = all(a <= b for a, b in pairwise(keys))
     distinct = set(given)
     grids = [False] if Lattice.of(sorted(distinct), state.dtype, True) is None else [False, True]
     ways = []
@@ -138,17 +141,18 @@ def cheapest_indices(state: State, indices: list[int]) -> Trial:
         indices: from 0 to :math:`2^{24} - 1`.
     """
     forms = [TensorForm(ALL)]
-    if all(a < b for a, b in zip(indices, indices[1:], strict=False)):
+    if all(a < b for a, b in pairwise(indices)):
         forms.append(TensorForm(GAPS))
         if indices and indices[-1] < min(LARGEST_MASK // 2, 64 * len(indices)):
             bitmap = torch.zeros(1, indices[-1] + 1, dtype=torch.int32)
             bitmap[0, indices] = 1
             grids = _images(bitmap, Matrix(1, range(bitmap.shape[1]), "indices"))
             forms += [TensorForm(MASK, grid) for grid in (PLAIN, *grids)]
-    return min(
-        (_tried(state, lambda coder, own, form=form: code_indices(coder, own, form, indices)) for form in forms),
-        key=lambda trial: trial.cost,
-    )
+
+    def tried(form: TensorForm) -> Trial:
+        return _tried(state, lambda coder, own: code_indices(coder, own, form, indices))
+
+    return min(map(tried, forms), key=lambda trial: trial.cost)
 
 
 def _images(patterns: Tensor, matrix: Matrix, most: int = 2) -> list[Grid]:

@@ -202,7 +202,8 @@ def code_values(
         given: the bits of the numbers, when writing.
 
     Returns:
-        Their bits, or one if all are the same; ``None`` if they stand behind the coded part of the file as they are in memory.
+        Their bits, or one if all are the same; ``None`` if they stand behind the coded part of the file, as they are
+        in memory.
 
     Raises:
         FormatError: what is read are no numbers.
@@ -291,7 +292,7 @@ def _code_levels(
     at, stride, size = places(columns, grid)
     ahead = [(offset, weight) for offset, weight in kernel(stride) if offset > 0] if stride else []
     negative = sum(pattern < 0 for pattern in book)
-    mixer = Mixer(weight=8_000, rate=120, trust=6)
+    mixer = Mixer(weight=12_000, rate=200, trust=2)
     row, previous = -1, -1
     near: list[int] = []
     touching: list[int] = []
@@ -305,7 +306,7 @@ def _code_levels(
             node = (low, high)
             contexts: tuple[tuple[object, ...], ...] = (node, (node, 1, previous), (node, 2, i))
             if stride:
-                contexts += ((node, 3, touching[p]), (node, 4, near[p] >> 2))
+                contexts += ((node, 3, touching[p]), (node, 4, near[p] >> 1))
             above = int(indices[k] >= split) if indices is not None else 0
             low, high = (split, high) if mixer.code(coder, above, contexts, node) else (low, split)
             split = (low + high) // 2

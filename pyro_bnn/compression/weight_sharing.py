@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import overload
 
 import pyro
 import pyro.distributions as dist
@@ -30,8 +30,6 @@ from .codebooks import half
 from .pruning import Pruned
 
 __all__ = ["WeightSharing", "shared"]
-
-Network = TypeVar("Network", nn.Module, Pruned)
 
 
 class WeightSharing(nn.Module):
@@ -131,8 +129,13 @@ class WeightSharing(nn.Module):
         return values[values != 0]
 
 
-def shared(network: Network, priors: Mapping[str, WeightSharing]) -> Network:
-    """Return the network with every weight at the value that its prior gives it: few distinct ones, many zeros.
+@overload
+def shared(network: Pruned, priors: Mapping[str, WeightSharing]) -> Pruned: ...
+@overload
+def shared(network: nn.Module, priors: Mapping[str, WeightSharing]) -> nn.Module: ...
+def shared(network: nn.Module | Pruned, priors: Mapping[str, WeightSharing]) -> nn.Module | Pruned:
+    """Return the network with every weight at the value that its prior gives it: few distinct ones, many zeros;
+    what is zero stays zero.
 
     Args:
         network: with the weights as they were fitted, ``posterior.mean_network()``; or a pruned one.
@@ -147,7 +150,8 @@ def shared(network: Network, priors: Mapping[str, WeightSharing]) -> Network:
     for name in priors:
         if name not in parameters:
             raise ValueError(f"shared: {name!r} is no weight of the network; there are {', '.join(parameters)}")
-    values = {name: prior.shared(parameters[name].detach()) for name, prior in priors.items()}
+    weights = {name: parameters[name].detach() for name in priors}
+    values = {name: torch.where(w == 0, 0, priors[name].shared(w)) for name, w in weights.items()}
     if isinstance(network, Pruned):
         return network.with_values(values)
     result = copy.deepcopy(network)

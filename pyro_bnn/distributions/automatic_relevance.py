@@ -42,10 +42,10 @@ def kl_automatic_relevance(log_alpha: Tensor) -> Tensor:
 
 def _refuse(self: TorchDistribution, *args: Any, **kwargs: Any) -> NoReturn:
     raise ImproperPriorError(
-        "AutomaticRelevance has neither a density nor draws of its own: its variances are those that suit the posterior "
-        "best, so there is no prior before there is a posterior. It has a KL divergence from Gaussians, for variational "
-        "inference alone. Where a proper prior is needed, use a relative: LearnedNormal (one fitted variance for the "
-        "whole tensor), Horseshoe (a half-Cauchy instead of a fitted scale), Normal."
+        "AutomaticRelevance has neither a density nor draws of its own: its variances are those that suit the "
+        "posterior best, so there is no prior before there is a posterior. It has a KL divergence from Gaussians, for "
+        "variational inference alone. Where a proper prior is needed, use a relative: LearnedNormal (one fitted "
+        "variance for the whole tensor), Horseshoe (a half-Cauchy instead of a fitted scale), Normal."
     )
 
 

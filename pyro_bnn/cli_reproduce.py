@@ -1,0 +1,51 @@
+"""``pyro-bnn reproduce``: the published tables, run again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_app import DataDir, Seed, Threads, option, prepare
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="sparse-vd, bayesian-compression, random-labels.")],
+    network: Annotated[str, typer.Option(help="lenet-300-100 or lenet-5.")] = "lenet-300-100",
+    out: Annotated[Path, typer.Option(help="Folder of the fits; a recipe that was stopped goes on.")] = Path(
+        "runs/reproduce"
+    ),
+    results: Annotated[Path | None, option("Folder of the rows; if left out, OUT/results.")] = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+) -> None:
+    """Run a published table again, on MNIST: one seed of one network.
+
+    The last 5,000 training images are held out, to choose thresholds by; test images choose nothing; what counts is
+    the last epoch. Each row is written to --results as soon as it is known, and the table of all rows that are there is
+    printed. Minutes to hours: a recipe that was stopped goes on where it was.
+
+    \b
+    Examples:
+      pyro-bnn reproduce sparse-vd
+      pyro-bnn reproduce bayesian-compression --network lenet-5 --seed 1
+      pyro-bnn reproduce random-labels --threads 1
+    """
+    from . import published
+    from .data import mnist
+    from .reproduction import Workbench, hold_out
+
+    prepare(threads)
+    data, held_out = hold_out(mnist(data_dir))
+    published.require(recipe, network)
+    folder = out / recipe / network / f"seed-{seed}"
+    bench = Workbench(folder, data, held_out, seed, progress=sys.stderr.isatty())
+    kept = out / "results" if results is None else results
+    for row in published.reproduce(recipe, network, bench, kept):
+        typer.echo(f"{row.method}: {row.test_error:.2f} % test error, {row.minutes:.0f} minutes so far", err=True)
+    typer.echo(published.table(recipe, network, kept))

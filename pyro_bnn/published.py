@@ -1,0 +1,202 @@
+"""The published tables, run again: which recipes make them, what is measured, and how the rows are kept.
+
+Every row is a JSON file, written by ``pyro-bnn reproduce`` as soon as it is known; a table is made of the files that
+are there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import compression, recipes
+from .checkpoint import write_atomically
+from .compression.pruning import Pruned
+from .evaluation import error_of
+from .models import LeNet5, LeNet300100
+from .recipes import Stage
+from .reproduction import Workbench
+
+__all__ = ["RECIPES", "Row", "reproduce", "require", "table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a table.
+
+    Attributes:
+        method: what made it.
+        seed: of weights, batches and noise.
+        test_error: in percent, of the test images, after the last epoch.
+        held_out_error: in percent, of the 5,000 training images that the fits did not see.
+        weights: of the original network.
+        nonzero: weights that are left.
+        dense: weights of the smaller network, zeros among them.
+        architecture: inputs of every dense layer, filters of every convolution.
+        minutes: of all fits together.
+        file_bytes: of its file, if one was written.
+        note: what else there is to know.
+    """
+
+    method: str
+    seed: int
+    test_error: float
+    held_out_error: float
+    weights: int
+    nonzero: int
+    dense: int
+    architecture: str
+    minutes: float
+    file_bytes: int | None = None
+    note: str = ""
+
+
+def reproduce(recipe: str, network: str, bench: Workbench, results: Path) -> Iterator[Row]:
+    """Run a recipe; yield its rows as they come, each written to the folder ``results`` first.
+
+    Raises:
+        ValueError: there is no such recipe for this network.
+    """
+    require(recipe, network)
+    folder = results / recipe / network
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(RECIPES[recipe, network](bench)):
+        name = f"{row.method.replace(' ', '-')}-{number}-seed-{row.seed}.json"
+        write_atomically(folder / name, (json.dumps(asdict(row), indent=1) + "\n").encode())
+        yield row
+
+
+def require(recipe: str, network: str) -> None:
+    """Refuse a recipe that there is none of.
+
+    Raises:
+        ValueError: there is no such recipe for this network.
+    """
+    if (recipe, network) not in RECIPES:
+        there = ", ".join(f"{name} --network {net}" for name, net in RECIPES)
+        raise ValueError(f"reproduce: there is no recipe {recipe} for {network}; there are {there}")
+
+
+def table(recipe: str, network: str, results: Path) -> str:
+    """Return the rows that are there as a markdown table: for each place in a recipe the mean, and the range of seeds.
+
+    Raises:
+        FileNotFoundError: there are no rows of this recipe.
+    """
+    files = sorted((results / recipe / network).glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"{results}: holds no rows of {recipe} for {network}; pyro-bnn reproduce makes them")
+    places: dict[str, list[Row]] = {}
+    for file in files:
+        places.setdefault(file.name.split("-seed-")[0], []).append(Row(**json.loads(file.read_text())))
+    lines = [
+        f"| {network}, MNIST | seeds | test error | weights / nonzero | weights / those of the smaller network "
+        "| architecture (first seed) | file, 4 bytes x weights / file | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rows in places.values():
+        sizes = [row.file_bytes for row in rows if row.file_bytes]
+        rates = [4 * row.weights / row.file_bytes for row in rows if row.file_bytes]
+        cells = [
+            rows[0].method + (f" ({rows[0].note})" if rows[0].note else ""),
+            ", ".join(str(row.seed) for row in rows),
+            _spread([row.test_error for row in rows], "{:.2f} %"),
+            _spread([row.weights / row.nonzero for row in rows], "{:.1f}x"),
+            _spread([row.weights / row.dense for row in rows], "{:.1f}x"),
+            rows[0].architecture,
+            f"{_spread(sizes, '{:,.0f}')} bytes, {_spread(rates, '{:.0f}x')}" if sizes else "",
+            _spread([row.minutes for row in rows], "{:.0f}"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[Any], form: str) -> str:
+    mean = form.format(sum(values) / len(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def _row(bench: Workbench, method: str, pruned: Pruned, **facts: Any) -> Row:
+    """Measure a pruned network."""
+    test, held_out = (100 * error_of(pruned.module, part) for part in (bench.data.test, bench.held_out))
+    weights, nonzero = (sum(getattr(layer, key) for layer in pruned.report) for key in ("total", "kept"))
+    own = (weights, nonzero, recipes.dense_size(pruned), pruned.architecture, bench.minutes)
+    return Row(method, bench.seed, test, held_out, *own, **facts)
+
+
+_DROPOUT: dict[type[nn.Module], dict[str, float]] = {
+    LeNet300100: {"fc1.weight": 0.2, "fc2.weight": 0.4, "fc3.weight": 0.4},
+    LeNet5: {"fc1.weight": 0.3, "fc2.weight": 0.5},
+}
+_DROPOUT_EPOCHS = {LeNet300100: 40, LeNet5: 12}
+# sizes are those of the published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and 5-10-76-16
+_STAGES = {
+    LeNet300100: {
+        "group normal-Jeffreys": (Stage(40, 28_648, 30), Stage(40, 9_507, 30)),
+        "group horseshoe": (Stage(40, 28_090, 30), Stage(40, 9_507, 30)),
+    },
+    LeNet5: {
+        "group normal-Jeffreys": (Stage(4, 60_000, 0), Stage(16, 4_074, 12), Stage(16, 2_751, 12)),
+        "group horseshoe": (Stage(4, 60_000, 0), Stage(16, 4_074, 12), Stage(16, 2_751, 12)),
+    },
+}
+
+
+def _teacher(bench: Workbench, network: type[nn.Module]) -> nn.Module:
+    return recipes.pretrained(bench, network(), _DROPOUT[network], _DROPOUT_EPOCHS[network])
+
+
+def _sparse(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
+    if network is LeNet5:
+        posterior, note = recipes.sparse_lenet_5(bench), ""
+    else:
+        posterior, note = recipes.sparse_lenet_300_100(bench), "trained on all 60,000 images"
+    pruned = compression.prune(posterior)
+    yield _row(bench, "Sparse VD", pruned, note=note)
+    lesson = bench.lesson(_teacher(bench, network), moved=False)
+    tuned = bench.tuned("5-tuned", pruned, lesson, epochs=40)
+    yield _row(bench, "Sparse VD, fine-tuned", tuned, note=note)
+    for levels in (16, 8):
+        coded = bench.tuned(f"6-{levels}-levels", tuned, lesson, levels=levels, epochs=30)
+        yield _file_row(bench, f"Sparse VD, {levels} values per layer", coded)
+
+
+def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
+    teacher = _teacher(bench, network)
+    lesson = bench.lesson(teacher)
+    for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
+        own = bench.within(method.name.replace(" ", "-"))
+        for pruned in recipes.by_groups(own, teacher, method, _STAGES[network][method.name]):
+            yield _row(own, method.name, pruned)
+        for levels in (16, 8):
+            coded = own.tuned(f"6-{levels}-levels", pruned, lesson, levels=levels, epochs=12)
+            yield _file_row(own, f"{method.name}, {levels} values per layer", coded)
+
+
+def _file_row(bench: Workbench, method: str, pruned: Pruned) -> Row:
+    """Measure what a file decodes to."""
+    path = bench.folder / f"{method.replace(' ', '-').replace(',', '')}.pbnn"
+    compression.save(pruned, path, overwrite=True)
+    decoded = compression.load(path)
+    if error_of(decoded, bench.data.test) != error_of(pruned.module, bench.data.test):
+        raise RuntimeError(f"{path}: decodes to another network than it was made of")
+    return _row(bench, method, pruned, file_bytes=path.stat().st_size)
+
+
+RECIPES: dict[tuple[str, str], Callable[[Workbench], Iterator[Row]]] = {
+    ("sparse-vd", "lenet-300-100"): partial(_sparse, network=LeNet300100),
+    ("sparse-vd", "lenet-5"): partial(_sparse, network=LeNet5),
+    ("bayesian-compression", "lenet-300-100"): partial(_groups, network=LeNet300100),
+    ("bayesian-compression", "lenet-5"): partial(_groups, network=LeNet5),
+}
