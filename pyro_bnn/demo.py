@@ -64,7 +64,8 @@ class Watch:
         if seen.epoch % self.every:
             return
         masks, _ = compression.keep_masks(seen.posterior())
-        kept, total = (sum(int(f(mask)) for mask in masks.values()) for f in (torch.sum, torch.numel))
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        total = sum(mask.numel() for mask in masks.values())
         self.sizes.append((seen.epoch, kept))
         terms = f"data {seen.history['data'][-1]:6.3f}   KL {seen.history['kl'][-1]:7.3f} nats per digit"
         self.say(
