@@ -18,7 +18,7 @@ from . import compression, guides, likelihoods, priors
 from .cli_names import build
 from .compression.continuation import restricted
 from .compression.pruning import GroupMeasure, Pruned
-from .models import lenet_5
+from .models import lenet_5, mlp_classifier
 from .network import BayesianNet
 from .posterior import Posterior
 from .reproduction import Workbench, falling, later
@@ -32,6 +32,7 @@ __all__ = [
     "by_groups",
     "dense_size",
     "group_horseshoe",
+    "memorise",
     "normal_jeffreys",
     "pretrained",
     "pruned_to",
@@ -71,6 +72,19 @@ def sparse_lenet_5(bench: Workbench) -> Posterior:
         model, guide = restricted(posterior, compression.prune(posterior))
         posterior = bench.fit(name, model, guide, epochs=end - start, learning_rate=later(rate, start))
     return posterior
+
+
+def memorise(bench: Workbench, name: str, sparse: bool) -> Posterior:
+    """Return the posterior of a network of 512 and 256 hidden units, 535,000 weights, after 100 epochs.
+
+    Binary dropout of rate 0.1 without weight decay, or Sparse VD whose KL term rises over 20 epochs.
+    """
+    torch.manual_seed(bench.seed)
+    prior = priors.LogUniform() if sparse else priors.Normal(1e3)
+    model = mlp_classifier(bench.num_data, prior, hidden=(512, 256))
+    guide = guides.SparseVariationalDropout(model) if sparse else guides.BernoulliDropout(model, {"[35].weight": 0.1})
+    rate, kl_weight = falling(2e-3, 50, 100), linear_warmup(0, 20) if sparse else 0.0
+    return bench.fit(name, model, guide, epochs=100, batch_size=200, learning_rate=rate, kl_weight=kl_weight)
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

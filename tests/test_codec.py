@@ -5,6 +5,8 @@ import os
 import random
 import time
 import zlib
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,7 +197,7 @@ def test_random_networks():
         widths = [generator.randrange(1, 12) for _ in range(generator.randrange(2, 6))]
         torch.manual_seed(seed)
         layers = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             weight = sparse(torch.randn(b, a), generator.random(), generator.choice((0, 0, 1, 2, 5)), seed)
             layers += [with_weight(nn.Linear(a, b), weight, torch.randn(b).round(decimals=generator.randrange(4)))]
             layers += [generator.choice((nn.ReLU(), nn.Tanh(), nn.Dropout(0.3), nn.Identity()))]
@@ -409,6 +411,18 @@ def test_save_and_load(tmp_path):
     assert os.listdir(tmp_path) == ["net.pbnn"]
 
 
+def test_pruned_networks_have_no_minus_zeros(tmp_path):
+    net = small()
+    expected = len(encode(net))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.where(net[0].weight == 0, -0.0, net[0].weight))
+    assert len(encode(net)) > expected
+    assert save(SimpleNamespace(module=net), tmp_path / "net.pbnn").total == expected
+    assert net[0].weight[net[0].weight == 0].signbit().all()
+    x = torch.randn(3, 6)
+    assert torch.equal(load(tmp_path / "net.pbnn")(x), net(x))
+
+
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="number of weights"):
         compression_rate(b"abc", 0)
@@ -470,7 +484,7 @@ def test_every_flipped_bit_and_every_other_length_is_an_error():
         flipped[k // 8] ^= 1 << k % 8
         bad.append(bytes(flipped))
     for file in bad:
-        with pytest.raises(FormatError, match="^expected"):
+        with pytest.raises(FormatError, match=r"^expected"):
             decode(file)
     with pytest.raises(FormatError, match="expected version 1 of the format, found 2"):
         decode(checked(data[:2] + b"\2" + data[3:-4]))
@@ -539,7 +553,8 @@ def mutated(generator, data):
 def test_ten_thousand_mutations_end_in_one_error_or_in_a_network():
     """A mutation under a right checksum may be a network, of the operations of the format and nothing else."""
     allowed = {operation.function for operation in OPERATIONS if isinstance(operation, Operation)}
-    files = [encode(small()), encode(seeded(Shared)), encode(nn.Sequential(seeded(lambda: nn.Conv2d(1, 2, 2)), nn.ReLU()))]
+    nets = [small(), seeded(Shared), seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU()))]
+    files = [encode(net) for net in nets]
     networks, slowest = 0, 0.0
     for seed in range(10_000):
         generator = random.Random(seed)

@@ -132,6 +132,9 @@ def describe(data: bytes) -> Sizes:
 def save(pruned: Any, path: str | os.PathLike[str], overwrite: bool = False) -> Sizes:
     """Write a network to a file in one step, and return what its bytes are for.
 
+    Every number of a module comes back bit for bit. In a pruned network a zero means that there is no weight: there
+    minus zeros, which a mask makes of negative numbers, are written as zeros.
+
     Args:
         pruned: what :func:`~pyro_bnn.compression.prune` returns, or a module.
         path: of the file, such as ``"lenet.pbnn"``; its folder must exist.
@@ -141,11 +144,14 @@ def save(pruned: Any, path: str | os.PathLike[str], overwrite: bool = False) -> 
         FileExistsError: there is a file, and it may not.
         UnsupportedLayerError: a node of the network is not supported.
     """
-    module = pruned if isinstance(pruned, nn.Module) else pruned.module
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
-    graph = _graph(module)
+    graph = _graph(pruned if isinstance(pruned, nn.Module) else pruned.module)
+    if not isinstance(pruned, nn.Module):
+        with torch.no_grad():
+            for parameter in graph.parameters():
+                parameter[parameter == 0] = 0
     data = encode(graph)
     sizes = describe(data)
     write_atomically(path, data)

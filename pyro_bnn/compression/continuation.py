@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..network import BayesianNet
 from ..posterior import Posterior
+from ..priors import Prior
 from .pruning import Pruned
 
 __all__ = ["restricted"]
@@ -49,7 +50,9 @@ def restricted(posterior: Posterior, pruned: Pruned) -> tuple[BayesianNet, nn.Mo
             f"restricted: the pruned network has {', '.join(pruned.kept)}; expected every weight of the posterior, "
             f"{', '.join(model.names)}"
         )
-    priors = {name: copy.deepcopy(model.prior_of(name)) for name in model.names}
+    priors: dict[str | type[nn.Module], Prior | None] = {
+        name: copy.deepcopy(model.prior_of(name)) for name in model.names
+    }
     smaller = BayesianNet(pruned.module, priors, model.likelihood, model.num_data, model.subsample_size)
     shapes = {name: value.shape for name, value in model.weights().items()}
     cut = copy.deepcopy(guide)

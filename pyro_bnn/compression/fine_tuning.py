@@ -158,15 +158,13 @@ class _Book:
         self.bits_weight = bits_weight
         lengths = torch.tensor([len(code.values) for code in found.values()])
         sizes = torch.tensor([int(code.counts.sum()) for code in found.values()])
-        # row k of the grid: the entries of codebook k; where it is shorter, its first entry again, priced out of reach
+        # row k of the grid: the entries of codebook k; where it is shorter, its first entry again and again
         column = torch.arange(int(lengths.max()))
-        present = column < lengths[:, None]
-        grid = (lengths.cumsum(0) - lengths)[:, None] + torch.where(present, column, 0)
+        grid = (lengths.cumsum(0) - lengths)[:, None] + torch.where(column < lengths[:, None], column, 0)
         owners = torch.arange(len(sizes)).repeat_interleave(sizes)
-        where = support.values.device
-        self.present, self.grid, self.owners, self.sizes = (t.to(where) for t in (present, grid, owners, sizes))
+        self.grid, self.owners, self.sizes = (part.to(support.values.device) for part in (grid, owners, sizes))
         exact = self.table.detach()[self.grid][self.owners] == support.values[:, None]
-        self.code = self.grid[self.owners, (exact & self.present[self.owners]).int().argmax(1)]
+        self.code = self.grid[self.owners, exact.int().argmax(1)]
         known = precisions(quantized, "posterior") if quantized.variances else {}
         self.precision = (
             torch.cat([known[name].flatten() for name in support.names])[support.positions]
@@ -182,7 +180,6 @@ class _Book:
         if self.bits_weight:
             counts = self.code.bincount(minlength=len(self.table))[self.grid]
             nats = -self.bits_weight * (counts / self.sizes[:, None]).log()
-        nats = nats.masked_fill(~self.present, math.inf)
         costs = (table[self.owners] - latent[:, None]).square_() * (self.precision / 2)[:, None]
         best = costs.add_(nats[self.owners]).argmin(1)
         self.code = self.grid[self.owners, best]

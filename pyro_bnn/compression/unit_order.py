@@ -26,9 +26,9 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def sorted_units(net: nn.Module) -> fx.GraphModule:
     """Return the same network with the units of its hidden layers sorted: by bias, then by how many inputs they have.
 
-    The outputs are the same up to rounding: sums are taken in another order. Sorted are dense layers that one dense
-    layer reads and convolutions that one convolution reads, with activations, batch norms and pools between;
-    convolutions that a dense layer reads through a flattening; other layers stay as they are.
+    The outputs are the same up to rounding: sums are taken in another order, and zeros lose their signs. Sorted are
+    dense layers that one dense layer reads and convolutions that one convolution reads, with activations, batch norms
+    and pools between, and convolutions that a dense layer reads through a flattening; other layers stay as they are.
 
     Args:
         net: it stays as it is.
@@ -44,6 +44,8 @@ def sorted_units(net: nn.Module) -> fx.GraphModule:
             path = _path(module, node, layers)
             if path is not None:
                 _sort(layer, *path)
+    for parameter in module.parameters():
+        parameter[parameter == 0] = 0  # a mask makes minus zeros of negative numbers
     return module
 
 
