@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .distributions import BernoulliDropout
+from .distributions import BernoulliDropout, TruncatedLogNormal
 
 __all__ = ["Affine", "draw_output", "draw_per_example", "flip_signs", "scaled", "transposed"]
 
@@ -88,6 +88,15 @@ def _(distribution: Normal, dim0: int, dim1: int) -> Any:
 def _(distribution: LogNormal, dim0: int, dim1: int) -> Any:
     loc, scale = distribution.loc.transpose(dim0, dim1), distribution.scale.transpose(dim0, dim1)
     return dist.LogNormal(loc, scale, validate_args=False)
+
+
+@transposed.register
+def _(distribution: TruncatedLogNormal, dim0: int, dim1: int) -> Any:
+    loc, scale, low, high = (
+        value.transpose(dim0, dim1)
+        for value in (distribution.loc, distribution.scale, distribution.low, distribution.high)
+    )
+    return TruncatedLogNormal(loc, scale, low, high, validate_args=False)
 
 
 @transposed.register
@@ -166,7 +175,11 @@ def flip_signs(distribution: Any, op: Affine, x: Tensor, bias: Any = None) -> Te
 
 
 def draw_per_example(op: Affine, z: Tensor, scale: Any) -> Tensor:
-    """Draw every group scale once per example of ``z``: a Normal, or a LogNormal through its logarithm."""
+    """Draw every group scale once per example of ``z``: a Normal, a LogNormal through its logarithm, or a truncated
+    one."""
+    if isinstance(scale, TruncatedLogNormal):
+        parameters = (op.along_channels(value, z) for value in (scale.loc, scale.scale, scale.low, scale.high))
+        return TruncatedLogNormal(*parameters, validate_args=False).expand(torch.Size(op.per_example(z))).rsample()
     base = scale.base_dist if isinstance(scale, LogNormal) else scale
     noise = base.mean.new_empty(op.per_example(z)).normal_()
     draw = op.along_channels(base.mean, z) + op.along_channels(base.stddev, z) * noise

@@ -34,7 +34,7 @@ from torch.distributions import Independent
 from torch.utils._pytree import tree_map
 
 from .affine import Affine, draw_output, draw_per_example, flip_signs, scaled, transposed
-from .distributions import BernoulliDropout
+from .distributions import BernoulliDropout, Point, TruncatedLogNormal
 
 __all__ = [
     "DeferredSample",
@@ -133,7 +133,7 @@ class _Defer(Messenger):
         distribution: Any = msg["fn"]
         while isinstance(distribution, Independent):
             distribution = distribution.base_dist
-        gate = self.per_example_scales and isinstance(distribution, LogNormal)
+        gate = self.per_example_scales and isinstance(distribution, LogNormal | TruncatedLogNormal)
         masks = isinstance(distribution, BernoulliDropout) and distribution.group_dim is not None
         if (isinstance(distribution, Normal) or masks or gate) and distribution.shape().numel() > 1:
             msg["value"] = DeferredSample.of(Root(msg["name"], distribution, self))
@@ -287,7 +287,7 @@ def _add(input: Any, other: Any, **options: Any) -> Any:
 def _gate_axis(gate: DeferredSample) -> int | None:
     """Return the one axis along which group scales lie; ``None`` for one scale per weight, or none that is known."""
     axes = [axis for axis, size in enumerate(gate.shape) if size > 1]
-    known = isinstance(gate.distribution, (Normal, LogNormal)) and gate.dim() > 1
+    known = isinstance(gate.distribution, (Normal, LogNormal, TruncatedLogNormal)) and gate.dim() > 1
     return axes[0] if known and len(axes) == 1 else None
 
 
@@ -324,7 +324,8 @@ def apply(op: Affine, x: Any, weight: Any, bias: Any = None) -> Tensor:
         return op(_read(x, by), _read(weight, by), _read(bias, by))
     weight.root.claim()
     rule = weight.root.handler.rule
-    if rule is draw_output and isinstance(weight.distribution, Normal) and (op.channel < -1 or x.dim() > 2):
+    gaussian = isinstance(weight.distribution, Normal) and not isinstance(weight.distribution, Point)
+    if rule is draw_output and gaussian and (op.channel < -1 or x.dim() > 2):
         weight.root.tell("each output has its exact marginal; covariances between positions of one example are dropped")
     distribution, before, after = _sort_gates(op, weight)
     for gate in before:

@@ -23,7 +23,7 @@ from torch.nn.functional import linear as linear_imported_early
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bnn import ELBO, BayesianNet, fit, flipout, guides, likelihoods, local_reparameterization, priors
-from pyro_bnn.distributions import BernoulliDropout, GaussianDropout, LogUniform
+from pyro_bnn.distributions import BernoulliDropout, GaussianDropout, LogUniform, TruncatedLogNormal
 from pyro_bnn.models import LeNet300100
 from pyro_bnn.reparameterization import DeferredSample, ReparameterizationWarning, WeightReuseError
 
@@ -379,6 +379,9 @@ def mixture(kind, shape, group_dim):
     if kind == "jeffreys":
         laws = {"scale": normal(*group)}
         return priors.NormalJeffreys(), laws, laws["scale"].mean, laws["scale"].variance + laws["scale"].mean.square()
+    if kind == "truncated":
+        z = TruncatedLogNormal(randn(*group) - 1, 0.5 + torch.rand(group, dtype=torch.float64), -20.0, 0.0)
+        return priors.TruncatedLogUniform(unit_scale=1.0).double(), {"scale": z}, z.mean, z.variance + z.mean.square()
     # the scale of the whole layer is shared by all examples: no spread here, so that one pass shows the law
     sharp = dist.LogNormal(torch.full(one, 0.3).double(), torch.full(one, 1e-9).double())
     z, s = log_normal(*group), math.exp(0.3)
@@ -397,7 +400,7 @@ def mixture(kind, shape, group_dim):
     return priors.Horseshoe(decomposed=True).double(), laws, z.mean * s, (z.variance + z.mean**2) * s**2
 
 
-KINDS = ["jeffreys", "horseshoe", "decomposed"]
+KINDS = ["jeffreys", "horseshoe", "decomposed", "truncated"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
