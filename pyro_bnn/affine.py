@@ -178,8 +178,10 @@ def draw_per_example(op: Affine, z: Tensor, scale: Any) -> Tensor:
     """Draw every group scale once per example of ``z``: a Normal, a LogNormal through its logarithm, or a truncated
     one."""
     if isinstance(scale, TruncatedLogNormal):
-        parameters = (op.along_channels(value, z) for value in (scale.loc, scale.scale, scale.low, scale.high))
-        return TruncatedLogNormal(*parameters, validate_args=False).expand(torch.Size(op.per_example(z))).rsample()
+        own = (scale.loc, scale.scale, scale.low, scale.high)
+        loc, stddev, low, high = (op.along_channels(value, z) for value in own)
+        law = TruncatedLogNormal(loc, stddev, low, high, validate_args=False)
+        return law.expand(torch.Size(op.per_example(z))).rsample()
     base = scale.base_dist if isinstance(scale, LogNormal) else scale
     noise = base.mean.new_empty(op.per_example(z)).normal_()
     draw = op.along_channels(base.mean, z) + op.along_channels(base.stddev, z) * noise

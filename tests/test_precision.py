@@ -97,7 +97,7 @@ def test_digits_lose_nothing_in_fixed_point():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
     model = BayesianNet(net, priors.Normal(1.0), likelihoods.Categorical(), len(digits.x_train))
-    result = fit(model, MeanField(model), digits.train, epochs=25, batch_size=128, learning_rate=2e-2, progress=False)
+    result = fit(model, MeanField(model), digits.train, epochs=40, batch_size=128, learning_rate=1e-2, progress=False)
     pruned = prune(result.posterior)
     x = torch.cat([digits.x_train, digits.x_test])
     y = torch.cat([digits.y_train, digits.y_test])
