@@ -151,18 +151,15 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
     LeNet5: {"fc1.weight": 0.3, "fc2.weight": 0.5},
 }
 _DROPOUT_EPOCHS = {LeNet300100: 40, LeNet5: 12}
-# sizes are those of the published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and 5-10-76-16
+# sizes of published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and, but for three units, 5-10-76-16
 _LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 8), Stage(8, (5, 10, 76, 13), 8))
-_STAGES: dict[type[nn.Module], dict[str, tuple[Stage, ...]]] = {
-    LeNet300100: {
-        "group normal-Jeffreys": (Stage(40, 28_648, 30), Stage(40, 9_507, 30)),
-        "group horseshoe": (Stage(40, 28_090, 30), Stage(40, 9_507, 30)),
-    },
-    LeNet5: {
-        "group normal-Jeffreys": _LENET_5,
-        "group horseshoe": _LENET_5,
-    },
+_STAGES = {
+    (LeNet300100, "group normal-Jeffreys"): (Stage(40, 28_648, 30), Stage(40, 9_507, 30)),
+    (LeNet300100, "group horseshoe"): (Stage(40, 28_090, 30), Stage(40, 9_507, 30)),
+    (LeNet5, "group normal-Jeffreys"): _LENET_5,
+    (LeNet5, "group horseshoe"): _LENET_5,
 }
+_LEVELS: dict[type[nn.Module], tuple[int, ...]] = {LeNet300100: (), LeNet5: (5, 8)}
 
 
 def _teacher(bench: Workbench, network: type[nn.Module]) -> nn.Module:
@@ -196,14 +193,14 @@ def _sparse_5(bench: Workbench) -> Iterator[Row]:
 
 def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
     teacher = _teacher(bench, network)
-    lesson = bench.lesson(teacher)
     for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
         own = bench.within(method.name.replace(" ", "-"))
-        for pruned in recipes.by_groups(own, teacher, method, _STAGES[network][method.name]):
+        for number, pruned in enumerate(recipes.by_groups(own, teacher, method, _STAGES[network, method.name])):
             yield _row(own, network, method.name, pruned)
-        for levels in (16, 8):
-            coded = own.tuned(f"6-{levels}-levels", pruned, lesson, levels=levels, epochs=12)
-            yield _file_row(own, network, f"{method.name}, {levels} values per layer", coded)
+            for levels in _LEVELS[network]:
+                name = f"{number}-{levels}-levels"
+                coded = own.tuned(name, pruned, own.lesson(teacher), levels=levels, epochs=8, batch_size=200)
+                yield _file_row(own, network, f"{method.name}, {levels} values per layer", coded)
 
 
 def _file_row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned) -> Row:

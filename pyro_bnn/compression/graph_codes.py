@@ -52,7 +52,11 @@ def _integers(coder: Coder, state: State, value: Any) -> tuple[int, ...]:
     length = state.numbers.code(coder, len(given), "length")
     if length > 16:
         raise FormatError(f"expected a shape, found one of {length} axes")
-    return tuple(_integer(coder, state, given[k] if given else 0) for k in range(length))
+    found: list[int] = []
+    for k in range(length):  # steps: the sides of most things are equal
+        last = found[-1] if found else 0
+        found.append(last + _integer(coder, state, given[k] - last if given else 0))
+    return tuple(found)
 
 
 def _maybe(coder: Coder, state: State, value: Any) -> int | None:
@@ -89,14 +93,20 @@ _Field = Callable[[Coder, State, Any], Any]
 
 
 class Operation(NamedTuple):
-    """A call of a function: how many tensors it takes, then arguments by position, then by name."""
+    """A call of a function: how many tensors it takes, then arguments by position, then by name.
+
+    ``usual`` are values that need one decision; a first ``None`` is an argument that is coded before it, and ``SAME`` is
+    what that one is.
+    """
 
     function: Callable[..., Any]
     tensors: int = 1
     positional: tuple[_Field, ...] = ()
     keywords: tuple[tuple[str, _Field], ...] = ()
+    usual: tuple[Any, ...] = ()
 
 
+SAME = object()
 _POOL = tuple((name, _integers) for name in ("kernel_size", "stride", "padding"))
 _MAX_POOL = (*_POOL, ("dilation", _integers), ("ceil_mode", _flag))
 _AVG_POOL = (*_POOL, ("ceil_mode", _flag), ("count_include_pad", _flag))
@@ -109,14 +119,18 @@ OPERATIONS: tuple[str | type[nn.Module] | Operation, ...] = (
     OUTPUT,
     Operation(torch.index_select),  # its indices follow
     nn.Conv2d,
-    Operation(F.max_pool2d, keywords=_MAX_POOL),
-    Operation(torch.flatten, positional=(_integer, _integer)),
+    Operation(F.max_pool2d, keywords=_MAX_POOL, usual=(None, SAME, (0, 0), (1, 1), False)),
+    Operation(torch.flatten, positional=(_integer, _integer), usual=(1, -1)),
     Operation(torch.reshape, positional=(_integers,)),
     nn.BatchNorm2d,
     Operation(torch.add, tensors=2),
-    Operation(F.avg_pool2d, keywords=(*_AVG_POOL, ("divisor_override", _maybe))),
+    Operation(
+        F.avg_pool2d,
+        keywords=(*_AVG_POOL, ("divisor_override", _maybe)),
+        usual=(None, SAME, (0, 0), False, True, None),
+    ),
     Operation(F.adaptive_avg_pool2d, positional=(_sizes,)),
-    Operation(torch.mean, positional=(_integers,), keywords=(("keepdim", _flag),)),
+    Operation(torch.mean, positional=(_integers,), keywords=(("keepdim", _flag),), usual=((2, 3), False)),
     Operation(torch.tanh),
     Operation(torch.sigmoid),
     Operation(F.gelu, keywords=(("approximate", _approximate),)),
@@ -126,14 +140,29 @@ OPERATIONS: tuple[str | type[nn.Module] | Operation, ...] = (
     Operation(F.softplus, keywords=(("beta", code_number), ("threshold", code_number))),
     nn.BatchNorm1d,
     nn.Conv1d,
-    Operation(F.max_pool1d, keywords=_MAX_POOL),
-    Operation(F.avg_pool1d, keywords=_AVG_POOL),
+    Operation(F.max_pool1d, keywords=_MAX_POOL, usual=(None, SAME, (0,), (1,), False)),
+    Operation(F.avg_pool1d, keywords=_AVG_POOL, usual=(None, SAME, (0,), False, True)),
     Operation(F.adaptive_avg_pool1d, positional=(_sizes,)),
 )
 
+# what is likely after an operation, by their places above; the others follow in the order of their places
+_LINEAR, _RELU, _OUTPUT, _SELECT, _CONV, _POOL2, _FLATTEN, _RESHAPE, _NORM, _ADD = range(10)
+LIKELY: dict[int, tuple[int, ...]] = {
+    -1: (_FLATTEN, _CONV, _RESHAPE, _LINEAR, _SELECT),
+    _LINEAR: (_RELU, _OUTPUT),
+    _RELU: (_LINEAR, _POOL2, _CONV, _FLATTEN),
+    _SELECT: (_LINEAR,),
+    _CONV: (_RELU, _NORM),
+    _POOL2: (_CONV, _FLATTEN),
+    _FLATTEN: (_SELECT, _LINEAR),
+    _RESHAPE: (_CONV, _SELECT),
+    _NORM: (_RELU, _ADD),
+    _ADD: (_RELU,),
+}
+
 
 def code_operation(coder: Coder, state: State, place: int, previous: int) -> int:
-    """Code which operation is next, by its place in the table.
+    """Code which operation is next, by its rank among what is likely after the one before.
 
     Args:
         coder: reads or writes.
@@ -142,11 +171,12 @@ def code_operation(coder: Coder, state: State, place: int, previous: int) -> int
         previous: the operation before it, -1 at the start.
     """
     state.part = "graph"
-    # after a layer comes an activation: what was likely after the same operation before is likely again
-    found = state.numbers.code(coder, place, ("operation", previous))
+    likely = LIKELY.get(previous, ())
+    ranked = [*likely, *(k for k in range(len(OPERATIONS)) if k not in likely)]
+    found = state.numbers.code(coder, ranked.index(place), ("operation", previous))
     if found >= len(OPERATIONS):
         raise FormatError(f"expected one of {len(OPERATIONS)} operations, found number {found}")
-    return found
+    return ranked[found]
 
 
 def operation_of(node: fx.Node, module: nn.Module) -> int:
@@ -188,10 +218,20 @@ def code_fields(coder: Coder, state: State, operation: Operation, node: fx.Node 
     """
     if node is not None:
         _require_arguments(operation, node)
-    given = node.args[operation.tensors :] if node is not None else [None] * len(operation.positional)
-    args = [code(coder, state, value) for code, value in zip(operation.positional, given, strict=True)]
-    named = node.kwargs if node is not None else {}
-    return args, {name: code(coder, state, named.get(name)) for name, code in operation.keywords}
+    names = [name for name, _ in operation.keywords]
+    codes = [*operation.positional, *(code for _, code in operation.keywords)]
+    given = [None] * len(codes) if node is None else [*node.args[operation.tensors :], *map(node.kwargs.get, names)]
+    given = [tuple(value) if isinstance(value, list) else value for value in given]
+    found: list[Any] = []
+    for k, code in enumerate(codes):
+        if operation.usual and k == int(operation.usual[0] is None):
+            rest = [found[0] if value is SAME else value for value in operation.usual[k:]]
+            if not state.numbers.code(coder, int(given[k:] != rest), "unusual"):
+                found += rest
+                break
+        found.append(code(coder, state, given[k]))
+    args = len(operation.positional)
+    return found[:args], dict(zip(names, found[args:], strict=True))
 
 
 def _require_arguments(operation: Operation, node: fx.Node) -> None:
