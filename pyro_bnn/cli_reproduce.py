@@ -15,7 +15,7 @@ __all__ = ["reproduce"]
 
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="sparse-vd, bayesian-compression, random-labels.")],
-    network: Annotated[str, typer.Option(help="lenet-300-100 or lenet-5.")] = "lenet-300-100",
+    network: Annotated[str, typer.Option(help="lenet-300-100 or lenet-5; mlp for random-labels.")] = "lenet-300-100",
     out: Annotated[Path, typer.Option(help="Folder of the fits; a recipe that was stopped goes on.")] = Path(
         "runs/reproduce"
     ),
@@ -27,14 +27,14 @@ def reproduce(
     """Run a published table again, on MNIST: one seed of one network.
 
     The last 5,000 training images are held out, to choose thresholds by; test images choose nothing; what counts is
-    the last epoch. Each row is written to --results as soon as it is known, and the table of all rows that are there is
-    printed. Minutes to hours: a recipe that was stopped goes on where it was.
+    the last epoch. Each row is written to --results as soon as it is known; the table of all rows that are there is
+    printed, and written to table.md beside them. Minutes to hours: a recipe that was stopped goes on where it was.
 
     \b
     Examples:
       pyro-bnn reproduce sparse-vd
       pyro-bnn reproduce bayesian-compression --network lenet-5 --seed 1
-      pyro-bnn reproduce random-labels --threads 1
+      pyro-bnn reproduce random-labels --network mlp --threads 1
     """
     from . import published
     from .data import mnist
@@ -48,4 +48,6 @@ def reproduce(
     kept = out / "results" if results is None else results
     for row in published.reproduce(recipe, network, bench, kept):
         typer.echo(f"{row.method}: {row.test_error:.2f} % test error, {row.minutes:.0f} minutes so far", err=True)
-    typer.echo(published.table(recipe, network, kept))
+    made = published.table(recipe, network, kept)
+    (kept / recipe / network / "table.md").write_text(made)
+    typer.echo(made)

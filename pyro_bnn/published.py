@@ -234,7 +234,8 @@ def _random_labels(bench: Workbench, images: int = 10_000) -> Iterator[Row]:
             kl = float(sum(term.detach() for term in terms.kl.values())) / images
         network = posterior.model.network_with(weights).eval()
         total, nonzero = (sum(int(f(w)) for w in weights.values()) for f in (torch.numel, torch.count_nonzero))
-        known = f"training accuracy {1 - error_of(network, data.train):.1%}; KL {kl:.2g} nats an image"
+        known = f"training accuracy {1 - error_of(network, data.train):.1%}"
+        known += f", KL {kl:.2g} nats an image" if name == "Sparse VD" else ""
         yield Row(
             method=f"{name}, {labels}",
             seed=bench.seed,
@@ -245,7 +246,7 @@ def _random_labels(bench: Workbench, images: int = 10_000) -> Iterator[Row]:
             dense=total,
             architecture="-".join(str(weight.shape[1]) for weight in weights.values()),
             minutes=own.minutes,
-            note=f"{images:,} images; {known}",
+            note=f"{images:,} images, {known}",
         )
 
 

@@ -579,7 +579,7 @@ def test_ten_thousand_mutations_end_in_one_error_or_in_a_network():
 
 # --- the format is frozen ---------------------------------------------------------------------------------------------
 
-FROZEN = bytes.fromhex("504201e7cc3d351416a475dbb2a94f00000000cdcccc3d000000c0000040409a9999be7d2b10f5")
+FROZEN = bytes.fromhex("5042013ebbd3a86126c6e4dbf8b76800000000cdcccc3d000000c0000040409a9999be26f4d9fc")
 
 
 def test_files_of_version_1_stay_readable():

@@ -12,18 +12,19 @@ learned probabilities, one set for every kind of number, for the whole file; *si
 1, -2, ... to 0, 1, 2, 3, ...). Masks and indices of codebooks use mixed contexts, new for each tensor
 (``context_mixing``). All arithmetic is of integers.
 
-**Network.** Nodes in the order of execution, the input being the first. Each: the number of its operation in
-``graph_codes.OPERATIONS``, under the operation before it; for each tensor that it takes, how many nodes back it is
-(0: the last one); then
+**Network.** Nodes in the order of execution, the input being the first. Each: its operation in
+``graph_codes.OPERATIONS``, by its rank in ``graph_codes.LIKELY`` under the operation before it; for each tensor that it
+takes, how many nodes back it is (0: the last one); then
 
 * a layer: if there was a layer before, how many layers back the same one was met, or 0 for a new one. A new one: the
   number of its type in ``lattices.DTYPES``; whether its width is another than the last number of units (if that is
-  known), and if so, or if not known, its inputs; for a dense layer its outputs, weight and bias; for a convolution its
-  outputs, kernel (one size, and the signed steps from it to the others), 0 or 1 for options (stride, kind of padding,
-  padding, dilation, groups, mode), weight and bias; for a batch norm its inputs, whether it has no scale and shift,
-  epsilon, mean, variance, and scale and shift if it has. A bias comes after 0, its absence is 1.
+  known), and if so, or if not known, its inputs. Then for a dense layer its outputs; for a convolution its outputs,
+  kernel (one size, and the signed steps from it to the others), and 0, or 1 and its options (stride, kind of padding,
+  padding, dilation, groups, mode); for both 0 or, if there is no bias, 1, weight and bias. For a batch norm whether it
+  has no scale and shift, epsilon, mean, variance, and scale and shift if it has.
 * a selection of inputs: its indices, as a bitmap, as gaps, or as signed differences.
-* another operation: the fields of ``graph_codes.OPERATIONS``, in their order.
+* another operation: its fields in their order. Where ``graph_codes.OPERATIONS`` has usual values, 0 says that the rest
+  is as usual. A tuple is its length, and signed steps from 0 to the first and from each to the next.
 * the output: nothing; the network ends.
 
 **Tensors.** A weight is a matrix: units by inputs (a kernel's columns: channel, row, column). Other tensors are one

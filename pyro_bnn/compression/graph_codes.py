@@ -95,8 +95,8 @@ _Field = Callable[[Coder, State, Any], Any]
 class Operation(NamedTuple):
     """A call of a function: how many tensors it takes, then arguments by position, then by name.
 
-    ``usual`` are values that need one decision; a first ``None`` is an argument that is coded before it, and ``SAME`` is
-    what that one is.
+    ``usual`` are values that need one decision; a first ``None`` is an argument that is coded before it, and ``SAME``
+    is what that one is.
     """
 
     function: Callable[..., Any]
