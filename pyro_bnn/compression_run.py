@@ -7,7 +7,6 @@ nothing here is special to a prior, a guide or a network.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from .checkpoint import CheckpointError, write_atomically
 from .compression import latency, pictures
 from .compression.codebooks import quantize
 from .compression.codec import load, save
-from .compression.export import to_onnx
+from .compression.export import onnx_is_there, to_onnx
 from .compression.fine_tuning import fine_tune
 from .compression.report import Report, report_on
 from .data import Dataset
@@ -163,7 +162,7 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
         **({"fine-tuned": final.module} if options.fine_tune_epochs else {}),
         "decoded from network.pbnn": decoded,
     }
-    _require_same(final.module, decoded, run.data.x_test)
+    _require_same(final.module, decoded, run.data.x_test[:1000])
     errors = {name: error_of(network, run.data.test) for name, network in networks.items()}
     files = ["network.pbnn", *_onnx(final, out, run.data, say)]
     latencies = _latencies(final, run.data, options, say)
@@ -212,16 +211,12 @@ def _how(run: Run, options: Options, limits: Limits, pruned: compression.Pruned)
 
 def _onnx(final: compression.Pruned, out: Path, data: Dataset, say: Say) -> list[str]:
     """Write the network as ONNX, if the packages for it are there."""
-    if not _onnx_is_there():
+    if not onnx_is_there():
         say('no network.onnx: pip install "pyro-bnn[onnx]"')
         return []
     say("writing ONNX ...")
     to_onnx(final, out / "network.onnx", data.x_test[:2])
     return ["network.onnx"]
-
-
-def _onnx_is_there() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def _latencies(final: compression.Pruned, data: Dataset, options: Options, say: Say) -> list[latency.Latency]:
@@ -283,7 +278,8 @@ def _draw(run: Run, out: Path, final: compression.Pruned, report: Report, limits
 def _log_alpha(posterior: Posterior) -> dict[str, Tensor]:
     """Return log alpha of every weight; a guide that takes dropped means as zero knows what it was before."""
     if hasattr(posterior.guide, "log_alpha"):
-        return {name: value.detach() for name, value in posterior.guide.log_alpha().items()}
+        own = posterior.guide.log_alpha()
+        return {name: own[name].detach() for name in posterior.model.names}
     moments = posterior.moments()
     return {name: compression.log_alpha(*moments[name]) for name in posterior.model.names}
 

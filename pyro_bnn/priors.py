@@ -424,7 +424,7 @@ class GaussianMixture(nn.Module):
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""
-        mixture = _Mixture(
+        mixture = Mixture(
             dist.Categorical(self.probs, validate_args=False),
             dist.Normal(self.locs, self.scales, validate_args=False),
             validate_args=False,
@@ -432,7 +432,7 @@ class GaussianMixture(nn.Module):
         return _sample(name, mixture, shape)
 
 
-class _Mixture(dist.MixtureSameFamily):
+class Mixture(dist.MixtureSameFamily):
     """A mixture that says outright that it lives on the real line; guides and samplers ask."""
 
     support = constraints.real

@@ -110,7 +110,7 @@ def table(recipe: str, network: str, results: Path) -> str:
             rows[0].method + (f" ({rows[0].note})" if rows[0].note else ""),
             ", ".join(str(row.seed) for row in rows),
             _spread([row.test_error for row in rows], "{:.2f} %"),
-            _spread([row.weights / max(row.nonzero, 1) for row in rows], "{:.1f}x"),
+            _spread([row.weights / row.nonzero for row in rows], "{:.1f}x") if rows[0].nonzero else "none is left",
             _spread([row.weights / row.dense for row in rows], "{:.1f}x"),
             rows[0].architecture,
             f"{_spread(sizes, '{:,.0f}')} bytes, {_spread(rates, '{:.0f}x')}" if sizes else "",
@@ -159,7 +159,11 @@ _STAGES = {
     (LeNet5, "group normal-Jeffreys"): _LENET_5,
     (LeNet5, "group horseshoe"): _LENET_5,
 }
-_LEVELS: dict[type[nn.Module], tuple[int, ...]] = {LeNet300100: (), LeNet5: (5, 8)}
+# the first and the last layer are small, and a coarse first layer costs most
+_LEVELS: dict[type[nn.Module], dict[str, dict[str, int]]] = {
+    LeNet300100: {},
+    LeNet5: {"5 to 8": {"conv1.*": 8, "fc2.*": 8, "*": 5}},
+}
 
 
 def _teacher(bench: Workbench, network: type[nn.Module]) -> nn.Module:
@@ -197,10 +201,10 @@ def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
         own = bench.within(method.name.replace(" ", "-"))
         for number, pruned in enumerate(recipes.by_groups(own, teacher, method, _STAGES[network, method.name])):
             yield _row(own, network, method.name, pruned)
-            for levels in _LEVELS[network]:
-                name = f"{number}-{levels}-levels"
-                coded = own.tuned(name, pruned, own.lesson(teacher), levels=levels, epochs=8, batch_size=200)
-                yield _file_row(own, network, f"{method.name}, {levels} values per layer", coded)
+            for name, levels in _LEVELS[network].items():
+                lesson = own.lesson(teacher)
+                coded = own.tuned(f"{number}-{name}", pruned, lesson, levels=levels, epochs=16, batch_size=200)
+                yield _file_row(own, network, f"{method.name}, {name} values per layer", coded)
 
 
 def _file_row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned) -> Row:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,14 +122,16 @@ class Workbench:
             y = y.repeat(1 + len(_NEIGHBOURS))
         return Lesson(x, y, soft_labels(teacher, x))
 
-    def tuned(self, name: str, pruned: Pruned, lesson: Lesson, levels: int | None = None, **options: Any) -> Pruned:
+    def tuned(
+        self, name: str, pruned: Pruned, lesson: Lesson, levels: int | Mapping[str, int] | None = None, **options: Any
+    ) -> Pruned:
         """Return the pruned network fine-tuned towards a teacher's soft labels, or what it was if that has been done.
 
         Args:
             name: of its file.
             pruned: where it starts.
             lesson: of :meth:`lesson`.
-            levels: quantise to so many distinct values in each parameter, and fine-tune these.
+            levels: quantise to so many distinct values in each parameter (or by patterns), and fine-tune these.
             options: of :func:`~pyro_bnn.compression.fine_tune`.
         """
         path = self.folder / name

@@ -64,6 +64,14 @@ def compressed(run, tmp_path_factory):
     return out, done("compress", run, "--out", out, "--choose", "--tolerance", 0.01, "--fine-tune-epochs", 2)
 
 
+def test_compress_explains_itself():
+    text = done("compress", "--help").stdout
+    assert all(
+        words in text for words in ("pyro-bnn compress", "network.pbnn", "--choose", "--bits-weight", "weights.gif")
+    )
+    assert "\n  compress " in done("--help").stdout
+
+
 def test_compress_writes_what_it_promises(run, compressed):
     out, result = compressed
     written = {path.name for path in out.iterdir()}
@@ -166,7 +174,7 @@ def test_nothing_is_overwritten_and_failures_leave_nothing(run, compressed, tmp_
 
 def test_the_first_folder_lies_in_the_run_and_onnx_may_be_missing(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run, tmp_path / "copy")
-    monkeypatch.setattr(compression_run, "_onnx_is_there", lambda: False)
+    monkeypatch.setattr(compression_run, "onnx_is_there", lambda: False)
     result = done("compress", copy, *QUICK, "--levels", 4)
     assert 'pip install "pyro-bnn[onnx]"' in result.stderr
     report = json.loads((copy / "compressed" / "report.json").read_text())

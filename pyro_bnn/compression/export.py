@@ -7,6 +7,7 @@ torch can export goes through, not only those of the normal form of :mod:`pyro_b
 from __future__ import annotations
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..posterior import Posterior
 from .graph import UnsupportedLayerError, graph_of
 from .pruning import Pruned
 
-__all__ = ["ExportError", "ensemble_to_onnx", "example_for", "to_onnx"]
+__all__ = ["ExportError", "ensemble_to_onnx", "example_for", "onnx_is_there", "session_of", "to_onnx"]
 
 _TOLERANCE = 1e-5
 _OPSET = 18  # read by every onnxruntime since 1.14
@@ -163,6 +164,11 @@ def _input_size(graph: fx.GraphModule, node: fx.Node) -> int | None:
         if user.target is torch.flatten:
             return _input_size(graph, user)
     return None
+
+
+def onnx_is_there() -> bool:
+    """Return whether the packages of the extra ``onnx`` are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 # --- writing and checking ---------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import math
 import statistics
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .export import session_of, to_onnx
+from .export import onnx_is_there, session_of, to_onnx
 
 __all__ = ["Latency", "macs", "measure", "readable"]
 
@@ -120,7 +119,7 @@ def measure(
             x = _repeated(example, batch)
             calls = {key: call for who, network in pair.items() for key, call in _in_torch(who, network, x).items()}
             found.append(_compared("torch", batch, _medians(calls, rounds), threads))
-    if _installed("onnx", "onnxscript", "onnxruntime") if onnx is None else onnx:
+    if onnx_is_there() if onnx is None else onnx:
         sessions = {who: _session(network, example, threads) for who, network in pair.items()}
         for batch in batches:
             feed = {"x": _repeated(example, batch).numpy()}
@@ -214,7 +213,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _installed(*names: str) -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in names)

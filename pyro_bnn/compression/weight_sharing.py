@@ -25,7 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..priors import _Mixture
+from ..priors import Mixture
 from .codebooks import half
 from .pruning import Pruned
 
@@ -78,7 +78,7 @@ class WeightSharing(nn.Module):
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""
         pyro.factor(f"{name}.hyper_prior", self.log_hyper_prior())
-        mixture = _Mixture(
+        mixture = Mixture(
             dist.Categorical(logits=self.log_proportions(), validate_args=False),
             dist.Normal(self.centres(), self.log_variances.div(2).exp(), validate_args=False),
             validate_args=False,
