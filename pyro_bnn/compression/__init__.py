@@ -38,5 +38,6 @@ from .report import report_on as report_on
 from .shrinking import EmptyNetworkError as EmptyNetworkError
 from .shrinking import Shrunk as Shrunk
 from .shrinking import shrink as shrink
+from .unit_order import sorted_units as sorted_units
 from .weight_sharing import WeightSharing as WeightSharing
 from .weight_sharing import shared as shared

@@ -166,7 +166,9 @@ def prune(
     """
     moments = _moments(posterior)
     masks, groups = keep_masks(posterior, threshold, group_threshold, groups_by)
-    full = posterior.model.network_with({name: mean * masks[name] for name, (mean, _) in moments.items()}).eval()
+    full = posterior.model.network_with(
+        {name: torch.where(masks[name], mean, 0.0) for name, (mean, _) in moments.items()}
+    ).eval()
     if not any(bool(mask.any()) for mask in masks.values()):
         raise EmptyNetworkError(f"prune: with {threshold=} and {group_threshold=} no weight is left; raise them")
     try:
