@@ -211,7 +211,7 @@ def _groups(bench: Workbench, network: type[nn.Module]) -> Iterator[Row]:
 
 def _file_row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned) -> Row:
     """Write a file, of the units as they are or sorted, whichever is shorter, and measure what it decodes to."""
-    path = bench.folder / f"{method.replace(' ', '-').replace(',', '')}.pbnn"
+    path = bench.folder / f"{method.replace(' ', '-').replace(',', '')}-{pruned.architecture}.pbnn"
     ways = (pruned.module, compression.sorted_units(pruned.module))
     write_atomically(path, min((compression.encode(module) for module in ways), key=len))
     row = _row(bench, network, method, pruned, file_bytes=path.stat().st_size)
