@@ -3,8 +3,8 @@
     python benchmarks/acceleration.py [benchmarks/records/lenet-5-caffe.pbnn ...]
 
 One thread. Each file is decoded, and its numbers are put into a LeNet-5 of full size, zeros elsewhere: both compute the
-same, which is checked. Each network is timed in the memory layout in which it is fastest, in rounds that take turns,
-and in onnxruntime where that is installed. Writes benchmarks/results/acceleration.md.
+same, which is checked. Each network is timed in the memory layout in which it is fastest, in rounds that take turns:
+in torch, compiled by torch, and in onnxruntime where that is installed. Writes benchmarks/results/acceleration.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         small = compression.load(file)
         net = at_full_size(small)
         fewer = sum(macs(net, x[:1]).values()) / sum(macs(small, x[:1]).values())
-        for row in measure(net, small, x, batches=(1, 8192)):
+        for row in measure(net, small, x, batches=(1, 512, 8192), compiled=True):
             times = [
                 f"{1e3 * s:.3g} ms ({where})" for s, where in zip((row.before, row.after), row.layouts, strict=True)
             ]

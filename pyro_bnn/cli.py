@@ -59,12 +59,15 @@ def compare(
       NAME.nc          the draws of each method for ArviZ, as NetCDF
     """
     from . import comparison_demo as journey
+    from .folders import claimed
 
     out = out or free_folder(Path("runs/compare"))
-    journey.claim(out)
     prepare(threads)
     settings = journey.Settings(seed=seed)
-    found, names = journey.run(out, settings, progress and sys.stderr.isatty(), lambda line: typer.echo(line, err=True))
+    with claimed(out):
+        found, names = journey.run(
+            out, settings, progress and sys.stderr.isatty(), lambda line: typer.echo(line, err=True)
+        )
     typer.echo(f"{found}\n\nwritten to {out}: {', '.join(names)}")
 
 

@@ -61,6 +61,7 @@ def compress(
       weights.gif           the weights over the epochs, if the run was made with --snapshots
     """
     from . import compression_run as journey
+    from .folders import claimed
 
     finished = journey.read(run, data_dir)
     options = journey.Options(
@@ -76,7 +77,7 @@ def compress(
     )
     prepare(threads)
     out = run / "compressed" if out is None else out
-    with journey.claimed(out):
+    with claimed(out):
         report, files = journey.compress(
             finished, out, options, lambda line: typer.echo(line, err=True), sys.stderr.isatty()
         )

@@ -38,10 +38,11 @@ def reproduce(
     """
     from . import published
     from .data import mnist
-    from .reproduction import Workbench, hold_out
+    from .reproduction import Workbench
+    from .runs import hold_out
 
     prepare(threads)
-    data, held_out = hold_out(mnist(data_dir))
+    data, held_out = hold_out(mnist(data_dir), 5000)
     published.require(recipe, network)
     folder = out / recipe / network / f"seed-{seed}"
     bench = Workbench(folder, data, held_out, seed, progress=sys.stderr.isatty())

@@ -14,16 +14,16 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from torch import Tensor
 
 from . import mcmc
-from .checkpoint import CheckpointError, write_atomically
+from .checkpoint import write_atomically
 from .diagnostics import Comparison, compare, save_netcdf, to_arviz
+from .folders import write_json
 from .guides import MeanField
 from .models import mlp_regression
 from .posterior import Posterior
 from .randomness import own_randomness
-from .runs import _write
 from .training import fit
 
-__all__ = ["REFERENCE", "Problem", "Settings", "claim", "methods", "problem", "run"]
+__all__ = ["REFERENCE", "Problem", "Settings", "methods", "problem", "run"]
 
 REFERENCE = "HMC"
 
@@ -114,20 +114,6 @@ def _no_u_turn(model: Any, data: tuple[Tensor, Tensor], settings: Settings, chai
     return mcmc.nuts(model, data, chains=1, warmup=few, draws=few, **chains)
 
 
-def claim(folder: Path) -> None:
-    """Make the folder.
-
-    Raises:
-        CheckpointError: it holds something already, or cannot be made.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there already and is not empty; choose a new folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from error
-
-
 def run(folder: Path, settings: Settings, progress: bool, say: Callable[[str], None]) -> tuple[Comparison, list[str]]:
     """Run every inference, compare them, write table, picture and draws into the folder; return the comparison and the
     names of the files.
@@ -148,7 +134,7 @@ def _write_all(
     folder: Path, found: Comparison, posteriors: dict[str, Posterior], task: Problem, settings: Settings
 ) -> list[str]:
     """Write table, picture and draws, and return the names of the files."""
-    _write(folder / "comparison.json", {"settings": asdict(settings), "rows": found.rows, "notes": found.notes})
+    write_json(folder / "comparison.json", {"settings": asdict(settings), "rows": found.rows, "notes": found.notes})
     write_atomically(folder / "comparison.md", found.to_markdown().encode())
     found.plot(folder / "comparison.png")
     files = ["comparison.png", "comparison.md", "comparison.json"]

@@ -6,9 +6,8 @@ nothing here is special to a prior, a guide or a network.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from . import cli_names as names
 from . import compression, runs
-from .checkpoint import CheckpointError, write_atomically
+from .checkpoint import write_atomically
 from .compression import latency, pictures
 from .compression.codebooks import quantize
 from .compression.codec import load, save
@@ -27,10 +26,11 @@ from .compression.fine_tuning import fine_tune
 from .compression.report import Report, report_on
 from .data import Dataset
 from .evaluation import FileEvaluation, error_of, evaluate_file
+from .folders import write_json
 from .posterior import Posterior
 from .snapshots import read_snapshots
 
-__all__ = ["Options", "Run", "claimed", "compress", "evaluate_compressed", "original_of", "read"]
+__all__ = ["Options", "Run", "compress", "evaluate_compressed", "original_of", "read"]
 
 
 @dataclass(frozen=True)
@@ -58,29 +58,6 @@ class Options:
     tolerance: float = 0.0
     batches: tuple[int, ...] = (1, 8192)
     seed: int = 0
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder; should what follows fail before anything is written to it, take it away again.
-
-    Raises:
-        CheckpointError: it holds something already, or cannot be made.
-    """
-    existed = folder.exists()
-    if existed and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there already and is not empty; choose a new folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from error
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):  # it is not empty
-                folder.rmdir()
-        raise
 
 
 @dataclass(frozen=True)
@@ -230,7 +207,7 @@ def _written(report: Report, out: Path, options: Options, limits: Limits) -> lis
     """Write the report, and with it how it came about."""
     thresholds = {"weights": limits[0], "groups": limits[1]}
     facts = {**report.to_json(), "options": asdict(options), "thresholds": thresholds}
-    runs._write(out / "report.json", facts)
+    write_json(out / "report.json", facts)
     write_atomically(out / "report.md", report.to_markdown().encode())
     return ["report.md", "report.json"]
 

@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,21 @@ from .data import Dataset
 from .posterior import Posterior
 from .training import fit
 
-__all__ = ["Lesson", "Workbench", "falling", "hold_out", "later", "shifted", "soft_labels"]
+__all__ = ["Lesson", "Workbench", "falling", "later", "shifted", "soft_labels"]
 
 
-class Lesson(NamedTuple):
+@dataclass(frozen=True)
+class Lesson:
     """What a teacher teaches: images (n, pixels), their labels (n,), and its class probabilities (n, classes)."""
 
+    teacher: nn.Module
     x: Tensor
     y: Tensor
-    soft_labels: Tensor
+
+    @cached_property
+    def soft_labels(self) -> Tensor:
+        """What the teacher says of the images; it is asked once, when this is first needed."""
+        return soft_labels(self.teacher, self.x)
 
 
 @dataclass
@@ -68,6 +75,14 @@ class Workbench:
     def num_data(self) -> int:
         """The number of training examples, N."""
         return len(self.data.x_train)
+
+    @property
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """The training images as they are and moved by one pixel to each side, (5 N, pixels), and their labels."""
+        x, y = self.data.train
+        mean = self.data.x_mean / self.data.x_std
+        x = torch.cat([x, *(shifted(x, mean, *by) for by in _NEIGHBOURS)])
+        return x, y.repeat(1 + len(_NEIGHBOURS))
 
     def within(self, name: str) -> Workbench:
         """Return a workbench in a folder of this one, for what goes on from what was done so far."""
@@ -112,15 +127,8 @@ class Workbench:
         return result.posterior
 
     def lesson(self, teacher: nn.Module, moved: bool = True) -> Lesson:
-        """Return the training images, as they are and moved by one pixel to each side, and what the teacher says of
-        them.
-        """
-        x, y = self.data.train
-        if moved:
-            mean = self.data.x_mean / self.data.x_std
-            x = torch.cat([x, *(shifted(x, mean, *by) for by in _NEIGHBOURS)])
-            y = y.repeat(1 + len(_NEIGHBOURS))
-        return Lesson(x, y, soft_labels(teacher, x))
+        """Return the training images, moved by one pixel too or not, and who says what they are."""
+        return Lesson(teacher, *(self.moved if moved else self.data.train))
 
     def tuned(
         self, name: str, pruned: Pruned, lesson: Lesson, levels: int | Mapping[str, int] | None = None, **options: Any
@@ -132,7 +140,7 @@ class Workbench:
             pruned: where it starts.
             lesson: of :meth:`lesson`.
             levels: quantise to so many distinct values in each parameter (or by patterns), and fine-tune these.
-            options: of :func:`~pyro_bnn.compression.fine_tune`.
+            options: of :func:`~pyro_bnn.compression.fine_tune`; batches of 200 and a rate of 2e-3 if not given.
         """
         path = self.folder / name
         if path.with_suffix(".json").exists():
@@ -140,8 +148,8 @@ class Workbench:
             self.minutes += facts["minutes"]
             return pruned.with_values(tensors)
         started = time.perf_counter()
-        settings: dict[str, Any] = {"batch_size": 100, "seed": self.seed, "progress": self.progress} | options
-        settings |= {"teacher": lesson.soft_labels}
+        settings: dict[str, Any] = {"batch_size": 200, "learning_rate": 2e-3} | options
+        settings |= {"teacher": lesson.soft_labels, "seed": self.seed, "progress": self.progress}
         if levels is None:
             result = fine_tune_pruned(pruned, (lesson.x, lesson.y), **settings)
         else:
@@ -182,9 +190,3 @@ def soft_labels(network: nn.Module, x: Tensor, temperature: float = 2.0) -> Tens
 def later(schedule: Callable[[float], float], start: float) -> Callable[[float], float]:
     """Return the schedule from epoch ``start`` on, for a fit that goes on from another."""
     return lambda epoch: schedule(start + epoch)
-
-
-def hold_out(data: Dataset, num: int = 5000) -> tuple[Dataset, tuple[Tensor, Tensor]]:
-    """Return the data set without its last ``num`` training examples, and these."""
-    held = data.x_train[-num:], data.y_train[-num:]
-    return replace(data, x_train=data.x_train[:-num], y_train=data.y_train[:-num]), held

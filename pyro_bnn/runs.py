@@ -18,9 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import CheckpointError, write_atomically
+from .checkpoint import CheckpointError
 from .data import Dataset
 from .evaluation import Evaluation, evaluate
+from .folders import require_empty, write_json
 from .snapshots import Snapshots
 from .training import Fit, Progress, fit, linear_warmup
 
@@ -31,6 +32,7 @@ __all__ = [
     "claimed",
     "data_of",
     "finish",
+    "hold_out",
     "load",
     "require_posterior",
     "resumed",
@@ -125,11 +127,8 @@ def begin(folder: Path, settings: Settings, place: Place) -> None:
             f"{folder}: holds a run already ({there.model} on {there.data}, seed {there.seed}); "
             f"go on with it (pyro-bnn fit --out {folder} --resume) or choose another --out"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(
-            f"{folder}: is there already and holds no run; choose a new or an empty folder with --out"
-        )
-    _write(folder / "run.json", {"settings": asdict(settings), "place": asdict(place), "versions": _versions()})
+    require_empty(folder)
+    write_json(folder / "run.json", {"settings": asdict(settings), "place": asdict(place), "versions": _versions()})
 
 
 @contextlib.contextmanager
@@ -215,28 +214,6 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("pyro-bnn", "torch", "pyro-ppl")}}
 
 
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts as JSON; numbers that are not finite become null.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(_finite(facts), indent=1) + "\n").encode())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write ({error.strerror})") from error
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a number that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -257,10 +234,19 @@ def data_of(settings: Settings, directory: str | None, download: bool = False) -
 
     _, read = data_by_name()[settings.data]
     data = read(settings.split, directory, download)
-    left = len(data.x_train) - settings.hold_out
+    return hold_out(data, settings.hold_out)
+
+
+def hold_out(data: Dataset, num: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """Return the data set without its last ``num`` training examples, and these.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    left = len(data.x_train) - num
     if not 0 < left <= len(data.x_train):
         there = f"the {len(data.x_train)} training examples of {data.name}"
-        raise ValueError(f"hold-out: expected fewer than {there}, got {settings.hold_out}")
+        raise ValueError(f"hold-out: expected fewer than {there}, got {num}")
     held_out = data.x_train[left:], data.y_train[left:]
     return replace(data, x_train=data.x_train[:left], y_train=data.y_train[:left]), held_out
 
@@ -313,6 +299,6 @@ def finish(folder: Path, result: Fit, data: Dataset, draws: int = 50) -> Evaluat
         "minutes": seconds / 60,
         "seconds_per_epoch": seconds / max(epochs, 1),
     }
-    _write(folder / "metrics.json", evaluation.metrics)
+    write_json(folder / "metrics.json", evaluation.metrics)
     plots.loss_terms(result.history).savefig(folder / "loss_terms.png", dpi=150)
     return evaluation

@@ -414,6 +414,6 @@ def test_compare_writes_table_picture_and_draws(tmp_path, brief):
 def test_compare_writes_into_no_folder_that_holds_something(tmp_path, brief):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
-    refused(call("compare", "--out", "there"), "there: is there already and is not empty", "--out")
+    refused(call("compare", "--out", "there"), "there: holds something already", "--out")
     refused(call("compare", "--out", tmp_path / "there" / "mine.txt"), "mine.txt", "--out")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]

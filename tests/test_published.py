@@ -11,7 +11,8 @@ from pyro_bnn.data import digits
 from pyro_bnn.guides import GroupNormalJeffreys, MeanField, SparseVariationalDropout
 from pyro_bnn.models import MLP, LeNet5
 from pyro_bnn.published import Row
-from pyro_bnn.reproduction import Workbench, falling, hold_out, later, shifted
+from pyro_bnn.reproduction import Workbench, falling, later, shifted
+from pyro_bnn.runs import hold_out
 
 METHOD = recipes.normal_jeffreys
 
@@ -91,12 +92,12 @@ def test_pruned_to_a_size_is_as_large_as_allowed():
     for size in (20, 40, 80):
         pruned = recipes.pruned_to(posterior, size)
         inputs, first, second = map(int, pruned.architecture.split("-"))
-        assert recipes.dense_size(pruned) == inputs * first + first * second + second * 3 <= size
+        assert pruned.dense == inputs * first + first * second + second * 3 <= size
         # one threshold t for all keeps the groups with numbers above -t: 6 - t', 8 - t', 7 - t' of them
         assert (8 - first, 7 - second) == (6 - inputs, 6 - inputs)
         larger = [n + 1 for n in (inputs, first, second)]
         assert larger[0] * larger[1] + larger[1] * larger[2] + larger[2] * 3 > size
-    assert recipes.dense_size(recipes.pruned_to(posterior, 1000)) == 6 * 8 + 8 * 7 + 7 * 3
+    assert recipes.pruned_to(posterior, 1000).dense == 6 * 8 + 8 * 7 + 7 * 3
 
 
 def test_a_posterior_without_groups_cannot_be_pruned_to_a_size():
@@ -168,7 +169,7 @@ def test_a_recipe_by_groups_ends_with_small_networks_that_still_know_digits(tmp_
     own = bench(tmp_path)
     teacher = recipes.pretrained(own, MLP(64, (20, 10), 10), {"3.weight": 0.1}, epochs=20)
     stages = (recipes.Stage(8, 900, tuning=10), recipes.Stage(4, 700, tuning=10))
-    networks = list(recipes.by_groups(own, teacher, METHOD, stages))
-    assert [recipes.dense_size(n) <= size for n, size in zip(networks, (900, 700), strict=True)] == [True, True]
+    networks = list(recipes.by_groups(own, own.lesson(teacher), METHOD, stages))
+    assert [n.dense <= size for n, size in zip(networks, (900, 700), strict=True)] == [True, True]
     for network in networks:
         assert published.error_of(network.module, own.data.test) < 0.25  # chance is 0.9

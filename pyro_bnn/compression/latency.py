@@ -63,7 +63,7 @@ class Latency:
     """Seconds that a batch takes, before and after.
 
     Attributes:
-        runtime: ``"torch"`` or ``"onnxruntime"``.
+        runtime: ``"torch"``, ``"torch.compile"`` or ``"onnxruntime"``.
         batch: examples in a batch.
         before: median seconds of the original network.
         after: median seconds of the smaller one.
@@ -93,6 +93,7 @@ def measure(
     rounds: int = 7,
     threads: int = 1,
     onnx: bool | None = None,
+    compiled: bool = False,
 ) -> list[Latency]:
     """Measure two networks of the same function against each other, in torch and in onnxruntime.
 
@@ -104,6 +105,7 @@ def measure(
         rounds: in each of them every network has its turn; the median counts.
         threads: of the CPU, for both runtimes.
         onnx: measure onnxruntime too; ``None``: if it is installed.
+        compiled: measure ``torch.compile`` too, whose first calls take a minute and need a C++ compiler.
 
     Raises:
         ValueError: the networks are not the same function: outputs differ by more than 1e-5, relative to the largest
@@ -114,11 +116,16 @@ def measure(
     example = example.detach().cpu()
     _require_same(*(network(example[:64]) for network in pair.values()))
     found = []
+    ways: dict[str, Callable[[nn.Module], Any]] = {"torch": lambda network: network}
+    if compiled:
+        # frozen: weights are constants, laid out as the processor likes them
+        ways["torch.compile"] = partial(torch.compile, dynamic=False, options={"freezing": True})
     with _threads(threads):
-        for batch in batches:
-            x = _repeated(example, batch)
-            calls = {key: call for who, network in pair.items() for key, call in _in_torch(who, network, x).items()}
-            found.append(_compared("torch", batch, _medians(calls, rounds), threads))
+        for runtime, prepared in ways.items():
+            for batch in batches:
+                x = _repeated(example, batch)
+                before, after = (_in_torch(who, network, x, prepared) for who, network in pair.items())
+                found.append(_compared(runtime, batch, _medians(before | after, rounds), threads))
     if onnx_is_there() if onnx is None else onnx:
         sessions = {who: _session(network, example, threads) for who, network in pair.items()}
         for batch in batches:
@@ -143,16 +150,16 @@ def readable(seconds: float) -> str:
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
-_Calls = Mapping[tuple[str, str], Callable[[], Any]]  # by who is timed and in which layout
+_Calls = dict[tuple[str, str], Callable[[], Any]]  # by who is timed and in which layout
 
 
-def _in_torch(who: str, network: nn.Module, x: Tensor) -> _Calls:
+def _in_torch(who: str, network: nn.Module, x: Tensor, prepared: Callable[[nn.Module], Any]) -> _Calls:
     """Return the network in every memory layout that it has."""
-    calls: dict[tuple[str, str], Callable[[], Any]] = {(who, "contiguous"): partial(network, x)}
+    calls: _Calls = {(who, "contiguous"): partial(prepared(network), x)}
     if any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         last = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        calls[who, "channels-last"] = partial(last, images)
+        calls[who, "channels-last"] = partial(prepared(last), images)
     return calls
 
 
@@ -163,7 +170,7 @@ def _session(network: nn.Module, example: Tensor, threads: int) -> Any:
         return session_of(path.read_bytes(), threads)
 
 
-def _medians(calls: _Calls, rounds: int) -> dict[tuple[str, str], float]:
+def _medians(calls: Mapping[tuple[str, str], Callable[[], Any]], rounds: int) -> dict[tuple[str, str], float]:
     """Return the median seconds of each call; they take turns, and short ones are repeated for a hundredth of a
     second."""
     repeats = {}

@@ -84,6 +84,11 @@ class Pruned:
     notes: tuple[str, ...] = ()
 
     @property
+    def dense(self) -> int:
+        """Weights of the smaller network, zeros among them counted."""
+        return sum(math.prod(layer.new_shape) for layer in self.report)
+
+    @property
     def ratio(self) -> float:
         """The number of weights over the number of weights that are not zero."""
         kept = sum(layer.kept for layer in self.report)
@@ -92,8 +97,7 @@ class Pruned:
     @property
     def dense_ratio(self) -> float:
         """The number of weights over the number of weights, zeros included, of the smaller network."""
-        left = sum(math.prod(layer.new_shape) for layer in self.report)
-        return sum(layer.total for layer in self.report) / left
+        return sum(layer.total for layer in self.report) / self.dense
 
     @property
     def architecture(self) -> str:
