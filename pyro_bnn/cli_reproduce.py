@@ -15,20 +15,24 @@ __all__ = ["reproduce"]
 
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="sparse-vd, bayesian-compression, random-labels.")],
-    network: Annotated[str, typer.Option(help="lenet-300-100 or lenet-5; mlp for random-labels.")] = "lenet-300-100",
+    network: Annotated[
+        str, typer.Option(help="lenet-300-100, lenet-5, vgg, vgg-sixteenth; mlp for random-labels.")
+    ] = "lenet-300-100",
     out: Annotated[Path, typer.Option(help="Folder of the fits; a recipe that was stopped goes on.")] = Path(
         "runs/reproduce"
     ),
     results: Annotated[Path | None, option("Folder of the rows; if left out, OUT/results.")] = None,
     seed: Seed = 0,
     data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="Where posteriors are fitted: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Run a published table again, on MNIST: one seed of one network.
+    """Run a published table again, on MNIST or, for VGG, CIFAR-10: one seed of one network.
 
     The last 5,000 training images are held out, to choose thresholds by; test images choose nothing; what counts is
     the last epoch. Each row is written to --results as soon as it is known; the table of all rows that are there is
-    printed, and written to table.md beside them. Minutes to hours: a recipe that was stopped goes on where it was.
+    printed, and written to table.md beside them. Minutes to hours (vgg: on a GPU; vgg-sixteenth tries the same program
+    on any machine): a recipe that was stopped goes on where it was.
 
     \b
     Examples:
@@ -37,15 +41,15 @@ def reproduce(
       pyro-bnn reproduce random-labels --network mlp --threads 1
     """
     from . import published
-    from .data import mnist
+    from .devices import require_device
     from .reproduction import Workbench
-    from .runs import hold_out
 
     prepare(threads)
-    data, held_out = hold_out(mnist(data_dir), 5000)
     published.require(recipe, network)
+    require_device(device)
+    data, held_out = published.data_for(network, data_dir)
     folder = out / recipe / network / f"seed-{seed}"
-    bench = Workbench(folder, data, held_out, seed, progress=sys.stderr.isatty())
+    bench = Workbench(folder, data, held_out, seed, progress=sys.stderr.isatty(), device=device)
     kept = out / "results" if results is None else results
     for row in published.reproduce(recipe, network, bench, kept):
         typer.echo(f"{row.method}: {row.test_error:.2f} % test error, {row.minutes:.0f} minutes so far", err=True)

@@ -14,19 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import compression, recipes
 from .checkpoint import write_atomically
+from .cifar import cifar10, cifar10_jpeg
 from .compression.pruning import Pruned
+from .data import DataError, Dataset, mnist
 from .elbo import ELBO
 from .evaluation import error_of
-from .models import LeNet5, LeNet300100
+from .models import VGG, LeNet5, LeNet300100, vgg
 from .random_labels import with_random_labels
 from .recipes import Stage
 from .reproduction import Workbench
+from .runs import hold_out
+from .training import linear_warmup
 
-__all__ = ["RECIPES", "Row", "reproduce", "require", "table"]
+__all__ = ["RECIPES", "Row", "data_for", "reproduce", "require", "table"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,19 @@ def reproduce(recipe: str, network: str, bench: Workbench, results: Path) -> Ite
         yield row
 
 
+def data_for(network: str, directory: str | None) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """Return the data that a network's recipes are run on, without 5,000 training images, and these.
+
+    That is MNIST; for VGG CIFAR-10, as published if it is there, else the copy that was recompressed with JPEG.
+    """
+    if not network.startswith("vgg"):
+        return hold_out(mnist(directory), 5000)
+    try:
+        return hold_out(cifar10(directory), 5000)
+    except DataError:
+        return hold_out(cifar10_jpeg(directory), 5000)
+
+
 def require(recipe: str, network: str) -> None:
     """Refuse a recipe that there is none of.
 
@@ -99,7 +116,7 @@ def table(recipe: str, network: str, results: Path) -> str:
     for file in files:
         places.setdefault(file.name.split("-seed-")[0], []).append(Row(**json.loads(file.read_text())))
     lines = [
-        f"| {network}, MNIST | seeds | test error | weights / nonzero | weights / those of the smaller network "
+        f"| {network} | seeds | test error | weights / nonzero | weights / those of the smaller network "
         "| architecture (first seed) | file, 4 bytes x weights / file | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -130,14 +147,14 @@ def _spread(values: list[Any], form: str) -> str:
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def _row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned, **facts: Any) -> Row:
+def _row(bench: Workbench, method: str, pruned: Pruned, **facts: Any) -> Row:
     """Measure a pruned network."""
     return Row(
         method=method,
         seed=bench.seed,
         test_error=100 * error_of(pruned.module, bench.data.test),
         held_out_error=100 * error_of(pruned.module, bench.held_out),
-        weights=sum(weight.numel() for weight in network().parameters() if weight.dim() > 1),
+        weights=sum(layer.total for layer in pruned.report),
         nonzero=sum(layer.kept for layer in pruned.report),
         dense=pruned.dense,
         architecture=pruned.architecture,
@@ -171,26 +188,26 @@ def _teacher(bench: Workbench, network: type[nn.Module], epochs: int, moved: boo
 
 def _sparse_300_100(bench: Workbench) -> Iterator[Row]:
     pruned = compression.prune(recipes.sparse_lenet_300_100(bench))
-    yield _row(bench, LeNet300100, "Sparse VD", pruned, note="trained on all 60,000 images")
+    yield _row(bench, "Sparse VD", pruned, note="trained on all 60,000 images")
     # so few weights of a dense network have no room for moved digits; the filters of LeNet-5 do not mind
     lesson = bench.lesson(_teacher(bench, LeNet300100, 40), moved=False)
     slowly: dict[str, Any] = {"batch_size": 100, "learning_rate": 1e-3}
     tuned = bench.tuned("5-tuned", pruned, lesson, epochs=40, **slowly)
-    yield _row(bench, LeNet300100, "Sparse VD, fine-tuned", tuned)
+    yield _row(bench, "Sparse VD, fine-tuned", tuned)
     for levels in (16, 8):
         coded = bench.tuned(f"6-{levels}-levels", tuned, lesson, levels=levels, epochs=30, **slowly)
-        yield _file_row(bench, LeNet300100, f"Sparse VD, {levels} values per layer", coded)
+        yield _file_row(bench, f"Sparse VD, {levels} values per layer", coded)
 
 
 def _sparse_5(bench: Workbench) -> Iterator[Row]:
     posterior = recipes.sparse_lenet_5(bench)
     pruned = compression.prune(posterior)
-    yield _row(bench, LeNet5, "Sparse VD", pruned)
+    yield _row(bench, "Sparse VD", pruned)
     lesson = bench.lesson(_teacher(bench, LeNet5, 12))
     fewer = bench.tuned("5-tuned", recipes.fewest(posterior, 430_500 // 350), lesson, epochs=24)
-    yield _row(bench, LeNet5, "Sparse VD, 350 times fewer weights, fine-tuned", fewer)
+    yield _row(bench, "Sparse VD, 350 times fewer weights, fine-tuned", fewer)
     coded = bench.tuned("6-8-levels", fewer, lesson, levels=8, epochs=12)
-    yield _file_row(bench, LeNet5, "Sparse VD, 350 times fewer weights, 8 values per layer", coded)
+    yield _file_row(bench, "Sparse VD, 350 times fewer weights, 8 values per layer", coded)
 
 
 def _groups(bench: Workbench, network: type[nn.Module], epochs: int, moved: bool) -> Iterator[Row]:
@@ -199,18 +216,40 @@ def _groups(bench: Workbench, network: type[nn.Module], epochs: int, moved: bool
     for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
         own = bench.within(method.name.replace(" ", "-"))
         for number, pruned in enumerate(recipes.by_groups(own, lesson, method, _STAGES[network, method.name])):
-            yield _row(own, network, method.name, pruned)
+            yield _row(own, method.name, pruned)
             for name, levels in _LEVELS[network].items():
                 coded = own.tuned(f"{number}-{name}", pruned, lesson, levels=levels, epochs=16)
-                yield _file_row(own, network, f"{method.name}, {name} values per layer", coded)
+                yield _file_row(own, f"{method.name}, {name} values per layer", coded)
 
 
-def _file_row(bench: Workbench, network: type[nn.Module], method: str, pruned: Pruned) -> Row:
+def _vgg(bench: Workbench, width: float, epochs: tuple[int, int], left: float) -> Iterator[Row]:
+    """Both group priors on the VGG-like network, from one network that was trained with dropout.
+
+    Args:
+        bench: with images of 3 x 32 x 32.
+        width: of the network.
+        epochs: of the network, and of each posterior.
+        left: the fraction of the weights that is left after pruning, at most.
+    """
+    rates = {"fc1.weight": 0.5, "fc2.weight": 0.5}
+    trained = recipes.pretrained(bench, VGG(width), rates, epochs[0])
+    before = f"{100 * error_of(trained, bench.data.test):.2f} % before"
+    for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
+        own = bench.within(method.name.replace(" ", "-"))
+        model = vgg(bench.num_data, method.prior(), net=trained)
+        rise = linear_warmup(0, epochs[1])
+        posterior = own.fit("2-groups", model, method.guide(model), epochs=epochs[1], kl_weight=rise)
+        size = round(left * sum(weight.numel() for weight in model.weights().values()))
+        pruned = recipes.pruned_to(posterior, size, method.groups_by)
+        yield _row(own, method.name, pruned, note=f"{bench.data.name}, {sum(epochs)} epochs, {before}")
+
+
+def _file_row(bench: Workbench, method: str, pruned: Pruned) -> Row:
     """Write a file, of the units as they are or sorted, whichever is shorter, and measure what it decodes to."""
     path = bench.folder / f"{method.replace(' ', '-').replace(',', '')}-{pruned.architecture}.pbnn"
     ways = (pruned.module, compression.sorted_units(pruned.module))
     write_atomically(path, min((compression.encode(module) for module in ways), key=len))
-    row = _row(bench, network, method, pruned, file_bytes=path.stat().st_size)
+    row = _row(bench, method, pruned, file_bytes=path.stat().st_size)
     return replace(row, test_error=100 * error_of(compression.load(path), bench.data.test))
 
 
@@ -256,5 +295,7 @@ RECIPES: dict[tuple[str, str], Callable[[Workbench], Iterator[Row]]] = {
     ("sparse-vd", "lenet-5"): _sparse_5,
     ("bayesian-compression", "lenet-300-100"): partial(_groups, network=LeNet300100, epochs=16, moved=True),
     ("bayesian-compression", "lenet-5"): partial(_groups, network=LeNet5, epochs=12, moved=False),
+    ("bayesian-compression", "vgg"): partial(_vgg, width=1.0, epochs=(120, 60), left=1 / 15),
+    ("bayesian-compression", "vgg-sixteenth"): partial(_vgg, width=1 / 16, epochs=(2, 2), left=1 / 2),
     ("random-labels", "mlp"): _random_labels,
 }

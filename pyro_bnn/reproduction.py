@@ -55,6 +55,7 @@ class Workbench:
         held_out: images and labels to choose thresholds on.
         seed: of weights, batches and noise.
         progress: show bars.
+        device: where posteriors are fitted, as for :func:`~pyro_bnn.fit`.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Workbench:
     held_out: tuple[Tensor, Tensor]
     seed: int = 0
     progress: bool = True
+    device: str | None = None
     minutes: float = field(default=0.0, init=False)
 
     @property
@@ -116,6 +118,7 @@ class Workbench:
             checkpoint_every=5,
             resume=True,
             progress=self.progress,
+            device=self.device,
             **settings,
         )
         if result.interrupted:

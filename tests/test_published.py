@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pyro_bnn import BayesianNet, Posterior, compression, fit, likelihoods, priors, published, recipes, reproduction
-from pyro_bnn.data import digits
+from pyro_bnn.data import DataError, Dataset, digits
 from pyro_bnn.guides import GroupNormalJeffreys, MeanField, SparseVariationalDropout
-from pyro_bnn.models import MLP, LeNet5
+from pyro_bnn.models import MLP, VGG, LeNet5
 from pyro_bnn.published import Row
 from pyro_bnn.reproduction import Workbench, falling, later, shifted
 from pyro_bnn.runs import hold_out
@@ -173,3 +173,34 @@ def test_a_recipe_by_groups_ends_with_small_networks_that_still_know_digits(tmp_
     assert [n.dense <= size for n, size in zip(networks, (900, 700), strict=True)] == [True, True]
     for network in networks:
         assert published.error_of(network.module, own.data.test) < 0.25  # chance is 0.9
+
+
+@pytest.mark.filterwarnings("ignore:site")
+def test_the_program_for_vgg_runs_at_a_sixteenth_of_the_width(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "fit", lambda *args, **options: fit(*args, **options | {"compile": False}))
+    noise = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 3, 32, 32, generator=noise), torch.arange(300) % 10
+    x[:, 0] += y[:, None, None] / 3
+    data = Dataset("colours", x[:200], y[:200], x[200:], y[200:], torch.zeros(3, 1, 1), torch.ones(3, 1, 1), classes=10)
+    own = Workbench(tmp_path, *hold_out(data, 50), progress=False)
+    rows = list(published.reproduce("bayesian-compression", "vgg-sixteenth", own, tmp_path / "rows"))
+    assert [row.method for row in rows] == ["group normal-Jeffreys", "group horseshoe"]
+    for row in rows:
+        assert row.weights == sum(w.numel() for w in VGG(1 / 16).parameters() if w.dim() > 1)
+        assert 0 < row.dense <= row.weights / 2
+        assert len(row.architecture.split("-")) == 15
+        assert row.note.startswith("colours, 4 epochs, ")
+    assert "| vgg-sixteenth |" in published.table("bayesian-compression", "vgg-sixteenth", tmp_path / "rows")
+
+
+def test_every_network_has_its_data(monkeypatch):
+    def missing(_):
+        raise DataError("not there")
+
+    monkeypatch.setattr(published, "mnist", lambda _: digits())
+    with pytest.raises(ValueError, match=r"hold-out: .*1437 .*5000"):
+        published.data_for("lenet-5", None)
+    monkeypatch.setattr(published, "cifar10", missing)
+    monkeypatch.setattr(published, "cifar10_jpeg", lambda _: "the copy")
+    monkeypatch.setattr(published, "hold_out", lambda data, num: (data, num))
+    assert published.data_for("vgg", None) == ("the copy", 5000)
