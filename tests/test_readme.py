@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_bnn import published
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -24,3 +26,9 @@ def test_the_test_command_is_the_one_that_is_checked():
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "benchmarks/results/compression").glob("*/*")), ids=lambda f: f.name)
+def test_tables_of_smaller_networks_are_made_of_the_rows_that_are_kept(folder):
+    made = published.table(folder.parent.name, folder.name, ROOT / "benchmarks/results/compression")
+    assert made in README
