@@ -186,22 +186,25 @@ def _draws_random_numbers(node: torch.fx.Node) -> bool:
 def _require_agreement(function: Function, fast: Function, examples: Sequence[Tensor]) -> None:
     """Compare the compiled function, and what it does to its arguments, with the plain one.
 
-    Changes of the arguments are compared all together, and beside those that the plain function makes of arguments that
-    are rounded otherwise: where a gradient is zero but for rounding, an optimizer like Adam makes of it a step of full
-    length.
+    Both are compared beside what the plain function makes of arguments that are rounded otherwise: where a gradient is
+    zero but for rounding, an optimizer like Adam makes of it a step of full length; where two numbers are equal but for
+    rounding, pooling takes either. Changes of the arguments are compared all together.
 
     Raises:
-        NotTraceableError: they differ by more than rounding.
+        NotTraceableError: they differ by more than rounding, or the plain function differs from itself.
     """
     outcomes, changes = [], []
-    for run, given in ((function, examples), (fast, examples), (function, _rounded_otherwise(examples))):
+    for run, given in (
+        (function, examples), (function, examples), (fast, examples), (function, _rounded_otherwise(examples))
+    ):  # fmt: skip
         arguments = _clones(given)
         with own_randomness(arguments[0].device), without_validation(), _silence():
             outcomes.append(run(*arguments))
         pairs = zip(arguments, given, strict=True)
         changes.append(torch.cat([(after.detach().double() - before.double()).flatten() for after, before in pairs]))
-    same = all(_close(expected, found) for expected, found in zip(*outcomes[:2], strict=True))
-    expected, found, otherwise = (change.nan_to_num() for change in changes)
+    same = all(_close(first, again, first) for first, again in zip(*outcomes[:2], strict=True))
+    same &= all(_close(*three) for three in zip(outcomes[0], *outcomes[2:], strict=True))
+    expected, _, found, otherwise = (change.nan_to_num() for change in changes)
     tolerance = 0.5 * expected.norm() + 2 * (otherwise - expected).norm()
     if not same or bool((found - expected).norm() > tolerance):
         raise NotTraceableError(
@@ -219,12 +222,14 @@ def _rounded_otherwise(tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _close(expected: Tensor, found: Tensor) -> bool:
+def _close(expected: Tensor, found: Tensor, otherwise: Tensor) -> bool:
+    """Compare numbers; twice what rounding the arguments otherwise makes of them may lie between them."""
     if not expected.is_floating_point():
         return bool((expected == found).all())
     tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75  # 6e-4 in float32, 2e-10 in float64
     scale = torch.where(expected.isfinite(), expected, 0).abs().max() if expected.numel() else 1.0
-    same = (expected == found) | (expected.isnan() & found.isnan()) | ((expected - found).abs() <= tolerance * scale)
+    margin = tolerance * scale + 2 * (otherwise - expected).abs().nan_to_num(nan=0.0, posinf=0.0)
+    same = (expected == found) | (expected.isnan() & found.isnan()) | ((expected - found).abs() <= margin)
     return bool(same.all())
 
 

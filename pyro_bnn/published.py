@@ -168,7 +168,7 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
     LeNet5: {"fc1.weight": 0.3, "fc2.weight": 0.5},
 }
 # sizes of published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and, but for three units, 5-10-76-16
-_LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 8), Stage(8, (5, 10, 76, 13), 8))
+_LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 16), Stage(8, (5, 10, 76, 13), 24))
 _STAGES = {
     (LeNet300100, "group normal-Jeffreys"): (Stage(40, 28_648, 60), Stage(40, 9_507, 60)),
     (LeNet300100, "group horseshoe"): (Stage(40, 28_090, 60), Stage(40, 9_507, 60)),

@@ -71,6 +71,32 @@ def test_a_compiler_that_computes_something_else_is_found_out(monkeypatch):
         assert compiled(smooth, [A, B], "smooth") is smooth
 
 
+def test_what_rounding_changes_may_differ(monkeypatch):
+    def steep(a, b):
+        return ((1e5 * a).sin() + b,)
+
+    def rounded(graph, inputs):
+        return lambda a, b: steep(a * (1 + 6e-8), b)
+
+    a, b = A.float(), B.float()
+    monkeypatch.setattr(torch._inductor, "compile", rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = compiled(steep, [a, b], "steep")
+    assert not torch.allclose(fast(a, b)[0], steep(a, b)[0], atol=1e-3)
+
+
+def test_a_function_that_differs_from_itself_is_found_out():
+    calls = []
+
+    def counting(a, b):
+        calls.append(a)
+        return (a.sum() + len(calls) * b.sum(),)
+
+    with pytest.warns(CompileWarning, match="its trace gives other numbers"):
+        assert compiled(counting, [A, B], "counting") is counting
+
+
 # --- Functions that cannot be compiled -------------------------------------------------------------------------------
 
 
