@@ -253,10 +253,10 @@ def _file_row(bench: Workbench, method: str, pruned: Pruned) -> Row:
     return replace(row, test_error=100 * error_of(compression.load(path), bench.data.test))
 
 
-def _random_labels(bench: Workbench) -> Iterator[Row]:
+def _random_labels(bench: Workbench, images: int = 10_000) -> Iterator[Row]:
     """Binary dropout and Sparse VD on images whose labels are drawn by lot, and Sparse VD on the true labels."""
-    true = bench.everything
-    images = len(true.x_train)
+    x, y = bench.data.train
+    true = replace(bench.data, x_train=x[:images], y_train=y[:images])
     by_lot = with_random_labels(true, bench.seed)
     for name, labels, data in (
         ("binary dropout", "random labels", by_lot),
