@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_bnn import BayesianNet, Posterior, compression, fit, likelihoods, priors, published, recipes, reproduction
+from pyro_bnn.compression import restricted
 from pyro_bnn.data import DataError, Dataset, digits
 from pyro_bnn.guides import GroupNormalJeffreys, MeanField, SparseVariationalDropout
 from pyro_bnn.models import MLP, VGG, LeNet5
@@ -204,3 +205,14 @@ def test_every_network_has_its_data(monkeypatch):
     monkeypatch.setattr(published, "cifar10_jpeg", lambda _: "the copy")
     monkeypatch.setattr(published, "hold_out", lambda data, num: (data, num))
     assert published.data_for("vgg", None) == ("the copy", 5000)
+
+
+def test_a_row_counts_the_weights_of_the_original_network(tmp_path):
+    torch.manual_seed(0)
+    own, net = bench(tmp_path), MLP(64, (8, 7), 10)
+    posterior = grouped(net)
+    pruned = recipes.pruned_to(posterior, 300)
+    smaller = Posterior.from_guide(*restricted(posterior, pruned))
+    row = published._row(own, net, "m", recipes.pruned_to(smaller, 200, METHOD.groups_by))
+    assert row.weights == 64 * 8 + 8 * 7 + 7 * 10
+    assert row.dense <= 200
