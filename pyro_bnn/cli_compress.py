@@ -16,7 +16,9 @@ __all__ = ["compress"]
 def compress(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that is over.")],
     out: Annotated[Path | None, option("Folder, new or empty; if left out RUN/compressed.")] = None,
-    threshold: Annotated[float, typer.Option(help="Drop weights whose log alpha is at or above it.")] = 3.0,
+    threshold: Annotated[
+        float | None, option("Drop weights whose log alpha is at or above it; if left out, 3.")
+    ] = None,
     group_threshold: Annotated[
         float | None, option("Drop groups whose measure is at or above it; if left out, as --threshold.")
     ] = None,
@@ -62,10 +64,16 @@ def compress(
     """
     from . import compression_run as journey
     from .folders import claimed
+    from .runs import interruption
 
+    if choose and (threshold is not None or group_threshold is not None):
+        raise ValueError("--choose finds the thresholds: give either --choose or thresholds")
+    if tolerance and not choose:
+        raise ValueError("--tolerance belongs to --choose, which is not there")
     finished = journey.read(run, data_dir)
+    typer.echo(interruption(run), err=True, nl=False)
     options = journey.Options(
-        threshold=threshold,
+        threshold=3.0 if threshold is None else threshold,
         group_threshold=group_threshold,
         levels=levels,
         bits_weight=bits_weight,

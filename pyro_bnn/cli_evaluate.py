@@ -16,8 +16,8 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a compressed file (.pbnn).")],
     draws: Draws = 50,
     ood: Annotated[str | None, option("Also show how uncertain it is of inputs of another kind: notmnist.")] = None,
-    data: Annotated[str | None, option("Of a file: what to test it on, mnist or digits.")] = None,
-    model: Annotated[str | None, option("Of a file: the original; if left out, the LeNet that it fits.")] = None,
+    data: Annotated[str | None, option("Of a file: what to test it on; not needed beside its run.")] = None,
+    model: Annotated[str | None, option("Of a file: the original; if left out, that of its run, or a LeNet.")] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
 ) -> None:
@@ -37,12 +37,17 @@ def evaluate(
       pyro-bnn evaluate runs/sparse/compressed/network.pbnn --data mnist
     """
     from . import cli_names as names
+    from .compression_run import evaluate_compressed
 
     if ood is not None:
         names.known("out-of-distribution set", ood, ["notmnist"])
     prepare(threads)
     if run.is_file():
-        typer.echo(_evaluated_file(run, data, model, data_dir))
+        if ood is not None:
+            raise ValueError(f"{run}: --ood is for runs; a compressed file has one network, sure of all it says")
+        typer.echo(str(evaluate_compressed(run, data, data_dir, model)))
+    elif run.suffix == ".pbnn" and not run.exists():
+        raise ValueError(f"{run}: there is no such file")
     elif data is not None or model is not None:
         raise ValueError(f"{run}: --data and --model are for compressed files; a run knows its own")
     else:
@@ -59,6 +64,7 @@ def _evaluate_run(run: Path, draws: int, ood: str | None, data_dir: str | None, 
 
     settings, place = runs.load(run)
     runs.require_posterior(run)
+    typer.echo(runs.interruption(run), err=True, nl=False)
     prepare(threads or place.threads)
     folder = place.data_dir if data_dir is None else data_dir
     data, _ = runs.data_of(settings, folder)
@@ -72,15 +78,3 @@ def _evaluate_run(run: Path, draws: int, ood: str | None, data_dir: str | None, 
         for key in ("total", "epistemic"):
             means = f"{found[f'{key}_test']:.4f} on {data.name}, {found[f'{key}_ood']:.4f} on notMNIST"
             typer.echo(f"{key} uncertainty in nats: {means}; AUROC {found[f'{key}_auroc']:.4f}")
-
-
-def _evaluated_file(path: Path, name: str | None, original: str | None, data_dir: str | None) -> str:
-    """Return how a compressed file does."""
-    from . import cli_names as names
-    from .compression_run import evaluate_compressed
-
-    if name is None:
-        raise ValueError(f"{path}: expected --data, what to test a compressed file on: mnist or digits")
-    listed = names.data_by_name()
-    data = listed[names.known("data set", name, listed)][1](0, data_dir, False)
-    return str(evaluate_compressed(path, data, original))

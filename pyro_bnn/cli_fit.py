@@ -24,10 +24,10 @@ __all__ = ["demo", "fit"]
 def fit(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="lenet-300-100, lenet-5, mlp or mlp-regression.")
+        str | None, typer.Argument(metavar="MODEL", help="lenet-300-100, lenet-5, mlp, mlp-regression or vgg.")
     ] = None,
     out: Annotated[Path | None, option("Folder of the run, new or empty.  [required]")] = None,
-    data: Annotated[str, typer.Option(help="digits (needs no file), mnist, or a UCI set.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits (needs no file), mnist, cifar10, or a UCI set.")] = "digits",
     prior: Annotated[str, typer.Option(help="Prior over the weights; pyro-bnn list shows all.")] = "log-uniform",
     guide: Annotated[str, typer.Option(help="Variational family; pyro-bnn list shows all.")] = "sparse-vd",
     split: Annotated[int, typer.Option(min=0, max=19, help="Which published split of a UCI set.")] = 0,
@@ -65,7 +65,7 @@ def fit(
 ) -> None:
     """Train a Bayesian network, evaluate it on test data, keep everything in a folder.
 
-    As they stand the options train lenet-300-100 on mnist by the recipe with which Sparse Variational Dropout was
+    lenet-300-100 --data mnist, all other options as they stand, is the recipe with which Sparse Variational Dropout was
     published: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then linearly down to 0, no KL term
     before epoch 5, all of it from epoch 20.
 

@@ -6,6 +6,7 @@ nothing here is special to a prior, a guide or a network.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -62,9 +63,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it is, what it learned, and its data."""
+    """A finished run: where it is, its settings, what it learned, and its data."""
 
     folder: Path
+    settings: runs.Settings
     posterior: Posterior
     data: Dataset
     held_out: tuple[Tensor, Tensor]
@@ -87,7 +89,7 @@ def read(folder: Path, directory: str | None) -> Run:
     if data.classes is None:
         raise ValueError(f"compress: expected a run on classes, {folder} was trained on real numbers ({data.name})")
     model, guide = names.build(settings, data)
-    return Run(folder, Posterior.load(folder / "posterior", model, guide=guide), data, held_out)
+    return Run(folder, settings, Posterior.load(folder / "posterior", model, guide=guide), data, held_out)
 
 
 Say = Callable[[str], None]
@@ -145,7 +147,7 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
     latencies = _latencies(final, run.data, options, say)
     report = report_on(pruned, run.data.x_test[:1], final, sizes, errors, latencies)
     report = replace(report, notes=(*report.notes, _how(run, options, limits, pruned)))
-    files += _written(report, out, options, limits)
+    files += _written(run, report, out, options, limits)
     say("drawing ...")
     return report, files + _draw(run, out, final, report, limits)
 
@@ -203,10 +205,10 @@ def _latencies(final: compression.Pruned, data: Dataset, options: Options, say: 
     return latency.measure(final.masked, final.module, data.x_test[:1000], options.batches)
 
 
-def _written(report: Report, out: Path, options: Options, limits: Limits) -> list[str]:
+def _written(run: Run, report: Report, out: Path, options: Options, limits: Limits) -> list[str]:
     """Write the report, and with it how it came about."""
     thresholds = {"weights": limits[0], "groups": limits[1]}
-    facts = {**report.to_json(), "options": asdict(options), "thresholds": thresholds}
+    facts = {**report.to_json(), "run": asdict(run.settings), "options": asdict(options), "thresholds": thresholds}
     write_json(out / "report.json", facts)
     write_atomically(out / "report.md", report.to_markdown().encode())
     return ["report.md", "report.json"]
@@ -271,21 +273,51 @@ def _is_square(number: int) -> bool:
 _FIXED = ("lenet-300-100", "lenet-5")  # models whose widths are known from their names
 
 
-def evaluate_compressed(path: Path, data: Dataset, original: str | None) -> FileEvaluation:
+def evaluate_compressed(
+    path: Path, data_name: str | None, directory: str | None, original: str | None
+) -> FileEvaluation:
     """Decode a file and return how its network does on test data.
 
     Args:
         path: of a file that ``pyro-bnn compress`` or :func:`~pyro_bnn.compression.save` wrote.
-        data: what the network was trained on.
-        original: the model that it was before, by its name; if not given, the LeNet whose layers fit.
+        data_name: of the data set that the network was trained on; not needed where the report of ``pyro-bnn compress``
+            lies beside the file.
+        directory: where data sets are.
+        original: the model that it was before, by its name; if not given, that of the run, or on MNIST the LeNet whose
+            layers fit.
 
     Raises:
         FormatError: what is no such file, or a damaged one.
-        ValueError: data of another kind; a model that does not fit.
+        ValueError: other data than those of the run, or of another kind; a model that does not fit.
     """
     network = load(path)
-    weights, name = original_of(network, data, original)
-    return evaluate_file(path, data, network, weights, name)
+    settings = _settings_beside(path)
+    if settings is None:
+        if data_name is None:
+            raise ValueError(f"{path}: expected --data, what to test a compressed file on, such as mnist or digits")
+        listed = names.data_by_name()
+        data = listed[names.known("data set", data_name, listed)][1](0, directory, False)
+        return evaluate_file(path, data, network, *original_of(network, data, original))
+    if data_name not in (None, settings.data):
+        raise ValueError(f"{path}: was made of a run on {settings.data}, got --data {data_name}; leave --data out")
+    data, _ = runs.data_of(settings, directory)
+    if original not in (None, settings.model):
+        return evaluate_file(path, data, network, *original_of(network, data, original))
+    return evaluate_file(path, data, network, _weights_of(settings, data), settings.model)
+
+
+def _settings_beside(path: Path) -> runs.Settings | None:
+    """Return the settings of the run that a file was made of, if its report is there."""
+    try:
+        return runs.Settings(**json.loads(path.with_name("report.json").read_bytes())["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _weights_of(settings: runs.Settings, data: Dataset) -> int:
+    """Return how many weights, biases not counted, the network of a run has."""
+    model, _ = names.build(settings, data)
+    return sum(shape.numel() for _, shape in _layers(model.network_with(model.weights())))
 
 
 def original_of(network: nn.Module, data: Dataset, name: str | None) -> tuple[int | None, str]:
@@ -294,13 +326,14 @@ def original_of(network: nn.Module, data: Dataset, name: str | None) -> tuple[in
     Args:
         network: the smaller one.
         data: what it was trained on.
-        name: of the original; if not given, of the two LeNets that whose layers fit is meant.
+        name: of the original; if not given, of the two LeNets that whose layers fit is meant, on images of MNIST.
 
     Raises:
         ValueError: there is no model of that name, or it does not fit the network.
     """
     listed = names.models_by_name()
-    candidates = _FIXED if name is None else (names.known("model", name, listed),)
+    guessed = _FIXED if data.x_train[0].numel() == 28 * 28 else ()
+    candidates = guessed if name is None else (names.known("model", name, listed),)
     layers = _layers(network)
     found = {}
     for candidate in candidates:

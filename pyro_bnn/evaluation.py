@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,9 +201,14 @@ def evaluate_file(path: Path, data: Dataset, network: nn.Module, weights: int | 
     if data.classes is None:
         raise ValueError(f"{path}: the test error is that of classes, the targets of {data.name} are real numbers")
     try:
-        error = error_of(network, data.test)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints the traceback of what fails
+            error = error_of(network, data.test)
     except (RuntimeError, IndexError) as failure:
-        raise ValueError(f"{path}: its network does not take the inputs of {data.name}: {failure}") from failure
+        inputs = "x".join(map(str, data.x_test.shape[1:]))
+        raise ValueError(
+            f"{path}: its network does not take the inputs of {data.name}, {inputs} numbers each; take the data that "
+            f"it was trained on ({failure})"
+        ) from failure
     nonzero = sum(int(value.count_nonzero()) for value in network.parameters() if value.dim() > 1)
     return FileEvaluation(
         str(path), path.stat().st_size, error, len(data.x_test), data.name, nonzero, weights, original

@@ -177,7 +177,7 @@ _STAGES = {
 }
 # the first and the last layer are small, and a coarse first layer costs most
 _LEVELS: dict[tuple[type[nn.Module], str], dict[str, dict[str, int]]] = {
-    (LeNet5, "group normal-Jeffreys"): {"5 to 8": {"conv1.*": 8, "fc2.*": 8, "*": 5}}
+    (LeNet5, "group normal-Jeffreys"): {"5 to 7": {"conv1.*": 7, "fc2.*": 7, "*": 5}}
 }
 # numbers that are few learn at half the rate
 _SLOWLY: dict[str, Any] = {"batch_size": 100, "learning_rate": 1e-3}

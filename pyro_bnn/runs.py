@@ -33,6 +33,7 @@ __all__ = [
     "data_of",
     "finish",
     "hold_out",
+    "interruption",
     "load",
     "require_posterior",
     "resumed",
@@ -154,6 +155,8 @@ def load(folder: Path) -> tuple[Settings, Place]:
         CheckpointError: it is missing, or is not what it should be.
     """
     path = folder / "run.json"
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: expected the folder of a run, got a file")
     try:
         record = json.loads(path.read_bytes())
         settings, place = record["settings"], record["place"]
@@ -180,6 +183,18 @@ def require_posterior(folder: Path) -> None:
     if not (folder / "posterior.json").exists():
         way_out = f"go on with pyro-bnn fit --out {folder} --resume"
         raise CheckpointError(f"{folder}: the run is not over, there is no posterior.json; {way_out}")
+
+
+def interruption(folder: Path) -> str:
+    """Return a line that says that a run was interrupted, if it was; else nothing."""
+    try:
+        training = json.loads((folder / "metrics.json").read_bytes())["training"]
+    except (OSError, ValueError, KeyError):  # it was not evaluated
+        return ""
+    if not training["interrupted"]:
+        return ""
+    way_on = f"pyro-bnn fit --out {folder} --resume goes on with it"
+    return f"note: the run was interrupted after {training['epochs']} epochs; {way_on}\n"
 
 
 def resumed(folder: Path, asked: Mapping[str, Any], named: Collection[str]) -> tuple[Settings, Place]:

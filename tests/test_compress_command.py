@@ -127,7 +127,9 @@ def test_evaluate_measures_the_file(compressed, tmp_path):
     assert f"compression rate {4 * 50_200 / file.stat().st_size:,.1f}: " in text
     assert "4 bytes for each of the 50,200 weights of lenet-300-100" in text
     assert done("evaluate", file, "--data", "digits", "--model", "lenet-300-100").stdout == text
-    refused(call("evaluate", file), "expected --data", "mnist")
+    alone = shutil.copy(file, tmp_path / "alone.pbnn")
+    refused(call("evaluate", alone), "expected --data", "mnist")
+    assert "compression rate: not known" in done("evaluate", alone, "--data", "digits").stdout
     refused(call("evaluate", file, "--data", "digits", "--model", "lenet-5"), "no smaller lenet-5")
     refused(call("evaluate", file, "--data", "digits", "--model", "lenet-6"), "did you mean lenet-5?")
     broken = tmp_path / "broken.pbnn"
@@ -195,7 +197,7 @@ def test_other_priors_and_models_go_the_same_way(prior, guide, drawn, tmp_path):
     pictures = {path.name for path in (tmp_path / "run" / "compressed").glob("*.png")}
     assert pictures == drawn | {"receptive_fields.png"}
     text = done("evaluate", tmp_path / "run" / "compressed" / "network.pbnn", "--data", "digits").stdout
-    assert "compression rate: not known; say of which network it is" in text
+    assert "4 bytes for each of the 888 weights of mlp" in text
     refused(call("compress", "run", "--choose", "--out", "more"), "held out no examples", "--hold-out")
 
 
@@ -240,6 +242,45 @@ def test_errors_of_files_are_counted(tmp_path):
     other = dataclasses.replace(data, x_test=torch.zeros(2, 5), y_test=y[:2])
     with pytest.raises(ValueError, match="does not take the inputs of some"):
         evaluate_file(tmp_path / "net.pbnn", other, load(tmp_path / "net.pbnn"), None, "")
+
+
+def test_the_original_of_other_images_is_not_guessed():
+    assert compression_run.original_of(LeNet300100(20, (30, 20)), digits(), None) == (None, "")
+
+
+def test_a_file_beside_its_run_knows_its_data_and_its_original(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "kept")
+    done("compress", folder, *QUICK)
+    file = folder / "compressed" / "network.pbnn"  # with report.json beside it
+    printed = done("evaluate", file).output
+    total = json.loads((folder / "compressed" / "report.json").read_text())
+    assert f"weights of {runs.load(folder)[0].model}" in printed
+    assert f"compression rate {total['rates']['4 bytes per original weight / bytes of the file']:,.1f}:" in printed
+    refused(call("evaluate", file, "--data", "mnist"), "was made of a run on digits", "leave --data out")
+    refused(call("evaluate", file, "--ood", "notmnist"), "--ood is for runs")
+    refused(call("evaluate", folder / "compressed" / "no.pbnn"), "there is no such file")
+    refused(call("compress", file), "expected the folder of a run, got a file")
+
+
+def test_a_file_that_is_of_other_data_is_refused_in_one_line(tmp_path):
+    save(LeNet300100(784, (5, 4)), tmp_path / "net.pbnn")
+    refused(
+        call("evaluate", tmp_path / "net.pbnn", "--data", "digits"), "does not take the inputs of digits, 64 numbers"
+    )
+
+
+def test_thresholds_are_chosen_or_given(run):
+    refused(call("compress", run, "--choose", "--threshold", 2), "give either --choose or thresholds")
+    refused(call("compress", run, "--tolerance", 0.1), "--tolerance belongs to --choose")
+
+
+def test_an_interrupted_run_says_so(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "stopped")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["training"] |= {"interrupted": True, "epochs": 3}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert runs.interruption(run) == ""
+    assert "interrupted after 3 epochs" in runs.interruption(folder)
 
 
 def test_files_and_runs_have_their_own_options(run):

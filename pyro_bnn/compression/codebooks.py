@@ -178,7 +178,10 @@ def quantize(
     Raises:
         ValueError: levels below one; a pattern that fits no parameter; a negative ``bits_weight``; another rule;
             variances that are not known where they are needed; a value that half precision cannot hold.
+        TypeError: something that was not pruned; a posterior, say.
     """
+    if not isinstance(pruned, Pruned):
+        raise TypeError(f"quantize: expected what prune returns, got a {type(pruned).__name__}")
     if rule not in ("posterior", "equal"):
         raise ValueError(f"quantize: expected the rule 'posterior' or 'equal', got {rule!r}")
     if not bits_weight >= 0:

@@ -144,8 +144,11 @@ def save(pruned: Any, path: str | os.PathLike[str], overwrite: bool = False) -> 
     Raises:
         FileExistsError: there is a file, and it may not.
         UnsupportedLayerError: a node of the network is not supported.
+        TypeError: neither a module nor a pruned network; a posterior, say.
     """
     path = Path(path)
+    if not isinstance(pruned, nn.Module) and not hasattr(pruned, "module"):
+        raise TypeError(f"save: expected a module or what prune returns, got a {type(pruned).__name__}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
     graph = _graph(pruned if isinstance(pruned, nn.Module) else pruned.module)

@@ -216,7 +216,7 @@ def acceleration(before: Mapping[str, int], after: Mapping[str, int], latencies:
     axes.tick_params(axis="y", length=0)
     _open(axes)
     fastest = max(latencies, key=lambda row: row.speedup, default=None)
-    measured = f", up to {fastest.speedup:.1f} times as fast" if fastest else ""
+    measured = f", up to {fastest.speedup:.1f} times as fast" if fastest and fastest.speedup > 1 else ""
     _title(axes, f"{ratios[0]:.1f} times less to multiply{measured}")
     return figure
 
