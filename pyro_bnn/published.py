@@ -216,7 +216,7 @@ def _groups(bench: Workbench, network: type[nn.Module], epochs: int, moved: bool
     for method in (recipes.normal_jeffreys, recipes.group_horseshoe):
         own = bench.within(method.name.replace(" ", "-"))
         for number, pruned in enumerate(recipes.by_groups(own, lesson, method, _STAGES[network, method.name])):
-            yield _row(own, network(), method.name, pruned)
+            yield _file_row(own, network(), method.name, pruned)
             for name, levels in _LEVELS.get((network, method.name), {}).items():
                 coded = own.tuned(f"{number}-{name}", pruned, lesson, levels=levels, epochs=8, **_SLOWLY)
                 yield _file_row(own, network(), f"{method.name}, {name} values per layer", coded)

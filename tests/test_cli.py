@@ -234,7 +234,7 @@ def test_a_folder_that_holds_another_run_is_refused(run):
 
 def test_a_folder_that_holds_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    refused(fit(tmp_path), "holds no run")
+    refused(fit(tmp_path), "holds something already")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
