@@ -639,7 +639,7 @@ def test_fit_in_another_thread():
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
 
 KILLED = """
-import os, random, signal, sys, time, torch
+import json, os, random, signal, sys, time, torch
 from torch import nn
 from pyro_bnn import BayesianNet, fit, likelihoods, priors
 from pyro_bnn.guides import MeanField
@@ -653,20 +653,28 @@ def run(folder):
     fit(model, MeanField(model), (x, x[:, 0]), epochs=16, batch_size=8, learning_rate=0.01, seed=3,
         checkpoint=folder, resume=True, progress=False)
 
-def child(folder, seconds):
+def saved(folder):
+    try:
+        with open(f"{folder}/checkpoint.json") as file:
+            return json.load(file)["facts"]["step"]
+    except (OSError, ValueError):
+        return 0
+
+def child(folder, steps, generator=random.Random(0)):
     pid = os.fork()
     if pid == 0:
         run(folder)
         os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
+    if steps is not None:
+        while saved(folder) < steps:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.01))  # in the middle of a step, or of writing
         os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1] == 0
 
-started = time.perf_counter()
 assert child("whole", None)
-seconds, kills, generator = time.perf_counter() - started, 0, random.Random(0)
-while not child("killed", generator.uniform(0.2, 0.5) * seconds if kills < 4 else None):
+kills = 0
+while not child("killed", 10 * kills + 1 if kills < 4 else None):
     kills += 1
 print(kills)
 """
