@@ -37,6 +37,7 @@ def main() -> None:
     parts = [
         f"{title}:\n\n{published.table(recipe, network, results / 'compression')}"
         for (recipe, network), title in TITLES.items()
+        if (results / "compression" / recipe / network).is_dir()
     ]
     parts.append(f"{ACCELERATION}:\n\n{(results / 'acceleration.md').read_text()}")
     readme = HERE.parent / "README.md"
