@@ -28,7 +28,7 @@ ACCELERATION = (
     "`python benchmarks/acceleration.py benchmarks/records/lenet-5-caffe.pbnn "
     "benchmarks/records/lenet-5-caffe-5-10-70-13.pbnn`,\none thread, each network in its own best memory layout. "
     "The aim was six times at batch 8,192: onnxruntime has it; in torch the pages of large\nactivations and filters of "
-    "few channels, cost more than their multiplications, and parts of 512 help the original as much"
+    "few channels cost more than their multiplications, and parts of 512 help the original as much"
 )
 
 
