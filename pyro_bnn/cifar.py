@@ -48,7 +48,8 @@ def cifar10_jpeg(directory: str | os.PathLike[str] | None = None) -> Dataset:
 
     A fifth of the bytes, and other pixels: for trying things out, not for comparing with published errors. The file
     holds, for each part of train and test, PART_bytes (the JPEG files one after the other), PART_lengths (theirs) and
-    PART_labels. Scaled as by :func:`cifar10`.
+    PART_labels. It is in the order of its classes, so the training images are shuffled, always alike: else the last
+    ones, which runs hold out, would be all of one class. Scaled as by :func:`cifar10`.
 
     Raises:
         DataError: the file is missing or damaged, or an image is no JPEG of 32 x 32 in colour.
@@ -64,7 +65,8 @@ def cifar10_jpeg(directory: str | os.PathLike[str] | None = None) -> Dataset:
         raise _error(path, expected, f"{type(error).__name__}: {error}", way_out) from error
     for _, labels in (train, test):
         _require_labels(labels, 10, path, way_out)
-    return _scaled("CIFAR-10 (JPEG)", train, test)
+    order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))
+    return _scaled("CIFAR-10 (JPEG)", (train[0][order], train[1][order]), test)
 
 
 _ARRAYS = ("bytes", "lengths", "labels")

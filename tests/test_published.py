@@ -46,6 +46,14 @@ def test_the_held_out_images_are_the_last_and_no_others():
     assert torch.equal(everything.x_train, whole.x_train)
 
 
+def test_a_class_is_not_held_out_altogether():
+    whole = digits()
+    order = whole.y_train.argsort()
+    ordered = dataclasses.replace(whole, x_train=whole.x_train[order], y_train=whole.y_train[order])
+    with pytest.raises(ValueError, match="the last 200 examples are all that there are of class 9"):
+        hold_out(ordered, 200)
+
+
 def test_a_schedule_goes_on_where_it_was():
     rate = falling(0.1, 10, 20)
     assert [later(rate, 10)(epoch) for epoch in (0, 5, 10)] == [rate(10), rate(15), 0.0]
