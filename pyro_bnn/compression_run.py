@@ -297,13 +297,14 @@ def evaluate_compressed(
             raise ValueError(f"{path}: expected --data, what to test a compressed file on, such as mnist or digits")
         listed = names.data_by_name()
         data = listed[names.known("data set", data_name, listed)][1](0, directory, False)
-        return evaluate_file(path, data, network, *original_of(network, data, original))
-    if data_name not in (None, settings.data):
+    elif data_name not in (None, settings.data):
         raise ValueError(f"{path}: was made of a run on {settings.data}, got --data {data_name}; leave --data out")
-    data, _ = runs.data_of(settings, directory)
-    if original not in (None, settings.model):
-        return evaluate_file(path, data, network, *original_of(network, data, original))
-    return evaluate_file(path, data, network, _weights_of(settings, data), settings.model)
+    else:
+        data, _ = runs.data_of(settings, directory)
+    if settings is not None and original in (None, settings.model):
+        shapes = _layers_of(settings, data)
+        return evaluate_file(path, data, network, sum(shape.numel() for _, shape in shapes), settings.model)
+    return evaluate_file(path, data, network, *original_of(network, data, original))
 
 
 def _settings_beside(path: Path) -> runs.Settings | None:
@@ -314,10 +315,10 @@ def _settings_beside(path: Path) -> runs.Settings | None:
         return None
 
 
-def _weights_of(settings: runs.Settings, data: Dataset) -> int:
-    """Return how many weights, biases not counted, the network of a run has."""
+def _layers_of(settings: runs.Settings, data: Dataset) -> list[tuple[bool, torch.Size]]:
+    """Return the layers of the network that settings mean, as :func:`_layers` does."""
     model, _ = names.build(settings, data)
-    return sum(shape.numel() for _, shape in _layers(model.network_with(model.weights())))
+    return _layers(model.network_with(model.weights()))
 
 
 def original_of(network: nn.Module, data: Dataset, name: str | None) -> tuple[int | None, str]:
@@ -338,10 +339,9 @@ def original_of(network: nn.Module, data: Dataset, name: str | None) -> tuple[in
     found = {}
     for candidate in candidates:
         try:
-            model, _ = names.build(runs.Settings(candidate, prior="normal", guide="mean-field"), data)
+            original = _layers_of(runs.Settings(candidate, prior="normal", guide="mean-field"), data)
         except ValueError:  # images too small for it, say
             continue
-        original = _layers(model.network_with(model.weights()))
         if len(original) == len(layers) and all(map(_fits, layers, original)):
             found[candidate] = sum(shape.numel() for _, shape in original)
     if name is not None and not found:
