@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["CheckpointError", "load_tensors", "save_tensors", "write_atomically"]
+__all__ = ["CheckpointError", "load_tensors", "restore", "save_tensors", "write_atomically"]
 
 
 class CheckpointError(RuntimeError):
@@ -115,6 +115,27 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(f"{file}: not a safetensors file ({error})") from error
 
 
+def restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Copy saved tensors into those of a model and its guide.
+
+    Raises:
+        CheckpointError: names, dtypes or shapes differ: the file belongs to another model or guide.
+    """
+    expected, found = (
+        {name: f"{value.dtype} {tuple(value.shape)}" for name, value in tensors.items()} for tensors in (state, saved)
+    )
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"{path}: belongs to another model or guide; {len(different)} tensors differ, first {name}: "
+            f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+        )
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(saved[name])
+
+
 def _checksum(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what JSON makes of the record."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
@@ -162,13 +183,13 @@ def restore_run_state(
     generators: Mapping[str, torch.Generator],
 ) -> None:
     """Put back what :func:`run_state` returned."""
-    loss.load_state_dict(_below("loss", tensors))
+    loss.load_state_dict(below("loss", tensors))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below("optimizer", tensors).items():
+    for name, value in below("optimizer", tensors).items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for name, value in _below("random", tensors).items():
+    for name, value in below("random", tensors).items():
         generators[name].set_state(value)
 
 
@@ -204,5 +225,6 @@ def require_same_run(folder: Path, saved: Mapping[str, Any], now: Mapping[str, A
         raise CheckpointError(f"{folder}: the checkpoint is of another run: {'; '.join(differing)} differ")
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix and a dot, without them."""
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from .priors import regularised
+from .priors.scale_mixtures import regularised
 
 __all__ = ["weight_moments"]
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -15,14 +15,14 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from . import priors
-from .checkpoint import CheckpointError, load_tensors, save_tensors
+from .checkpoint import CheckpointError, below, load_tensors, restore, save_tensors
 from .copying import copies
 from .elbo import ELBOModule, OwnParameters
 from .network import BayesianNet
 from .prediction import Predict, Prediction, components_of, summarize
 from .randomness import own_randomness
 from .reparameterization import Reparameterized
-from .vectorized import VectorizedDraws
+from .vectorized import VectorizedDraws, for_each_draw
 
 __all__ = ["Posterior"]
 
@@ -152,11 +152,8 @@ class Posterior:
         return {name: value.flatten(0, 1)[index.to(value.device)] for name, value in self._draws.items()}
 
     def _guide_draws(self, num: int) -> dict[str, Tensor]:
-        try:
-            with VectorizedDraws():
-                return torch.vmap(lambda _: self._guide_sites(), randomness="different")(torch.empty(num))
-        except (RuntimeError, ValueError):  # a guide that cannot be vectorised draws one by one
-            return _stack(self._guide_sites() for _ in range(num))
+        with VectorizedDraws():
+            return for_each_draw(lambda _: self._guide_sites(), {"": torch.empty(num)})
 
     def _guide_sites(self) -> dict[str, Tensor]:
         trace = poutine.trace(self.guide).get_trace(*self._example)
@@ -171,10 +168,7 @@ class Posterior:
         def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return poutine.condition(self.model.weights, data=dict(values))()
 
-        try:
-            return torch.vmap(one)(dict(sites))
-        except RuntimeError:  # a prior that cannot be vectorised
-            return _stack(map(one, _each(sites)))
+        return for_each_draw(one, sites)
 
     def _adopt_from_store(self) -> None:
         """Copy what a plain function learned under Pyro's own SVI: its parameters lie in the global store."""
@@ -330,10 +324,7 @@ class Posterior:
                 self.model(x)
             return components_of(seen.predicted())
 
-        try:
-            return torch.vmap(one, randomness="different")(sites)
-        except RuntimeError:  # an operation that cannot be vectorised: network by network
-            return _stack(map(one, _each(sites)))
+        return for_each_draw(one, sites)
 
     # --- disk ---------------------------------------------------------------------------------------------------------
 
@@ -345,9 +336,8 @@ class Posterior:
             CheckpointError: the disk is full or cannot be written.
         """
         kind = "guide" if self._draws is None else "draws"
-        statistics = {f"statistics.{name}": value for name, value in self.statistics.items()}
         facts = {"kind": kind, "num_data": getattr(self.model, "num_data", None), "made": self.facts}
-        save_tensors(path, self._state() | statistics, facts)
+        save_tensors(path, self._state(), facts)
 
     @classmethod
     def load(
@@ -370,43 +360,24 @@ class Posterior:
             raise CheckpointError(
                 f"{path}: holds a variational posterior; pass the guide it is to be loaded into, guide=..."
             )
-        example = tuple(
-            tensors[f"example.{index}"] for index in range(sum(name.startswith("example.") for name in tensors))
-        )
-        draws = {name.removeprefix("draws."): value for name, value in tensors.items() if name.startswith("draws.")}
-        own = [name for name in tensors if name.startswith("statistics.")]
-        statistics = {name.removeprefix("statistics."): tensors.pop(name) for name in own}
+        parts = {part: below(part, tensors) for part in ("draws", "statistics", "example")}
+        example = tuple(parts["example"][str(index)] for index in range(len(parts["example"])))
         model, guide = copies(model, guide if facts["kind"] == "guide" else None)
-        posterior = cls(model, guide, draws or None, None, example, statistics, facts.get("made"))
+        posterior = cls(model, guide, parts["draws"] or None, None, example, parts["statistics"], facts.get("made"))
         if posterior.guide is not None:
             with posterior._quietly(0):  # functions declare their parameters, stock autoguides are built
                 posterior._guide_sites()
-        posterior._load_state(tensors, path)
+        restore(posterior._state(), tensors, path)
         return posterior
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"draws.{name}": value for name, value in (self._draws or {}).items()}
+        state |= {f"statistics.{name}": value for name, value in self.statistics.items()}
         state |= {f"example.{index}": value for index, value in enumerate(self._example)}
         for prefix, part in (("model", self.model), ("guide", self.guide), ("statements", self._statements)):
             if isinstance(part, nn.Module):
                 state |= {f"{prefix}.{name}": value for name, value in part.state_dict().items()}
         return state
-
-    def _load_state(self, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-        own = self._state()
-        expected, found = (
-            {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()} for state in (own, tensors)
-        )
-        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        if different:
-            name = different[0]
-            raise CheckpointError(
-                f"{path}: belongs to another model or guide; {len(different)} tensors differ, first {name}: "
-                f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
-            )
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
 
 
 def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> None:
@@ -419,18 +390,6 @@ def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> 
                 f"Posterior.from_draws: site {name!r}: expected draws of shape {expected.get(name, 'none')}, "
                 f"got {found.get(name, 'none')}; the sites of the model are {', '.join(expected)}"
             )
-
-
-def _each(sites: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield draw after draw."""
-    for index in range(len(next(iter(sites.values())))):
-        yield {name: value[index] for name, value in sites.items()}
-
-
-def _stack(draws: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Put single draws together along a first axis."""
-    single = list(draws)
-    return {name: torch.stack([draw[name] for draw in single]) for name in single[0]}
 
 
 def _samples(trace: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Gaussian sites that can be drawn under ``vmap``.
+"""Many draws at once, by ``vmap``: Gaussian sites that can be drawn under it, and a loop where it cannot go.
 
 torch draws standard normal numbers by filling a tensor in place, which ``vmap`` refuses, for the tensor is none of its
 own. Inside :class:`VectorizedDraws` the sites of Gaussians, and of what is made of them, are drawn by ``torch.randn``.
@@ -6,6 +6,7 @@ own. Inside :class:`VectorizedDraws` the sites of Gaussians, and of what is made
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,7 +16,24 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 from torch.distributions import TransformedDistribution as Transformed
 
-__all__ = ["VectorizedDraws"]
+__all__ = ["VectorizedDraws", "for_each_draw"]
+
+
+def for_each_draw(
+    function: Callable[[dict[str, Tensor]], dict[str, Tensor]], draws: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what the function makes of every draw, stacked along a first axis.
+
+    Args:
+        function: of the sites of one draw; what cannot be vectorised is called draw by draw.
+        draws: of every site, (draw, ...).
+    """
+    try:
+        return torch.vmap(function, randomness="different")(dict(draws))
+    except (RuntimeError, ValueError):
+        num = len(next(iter(draws.values())))
+        single = [function({name: value[index] for name, value in draws.items()}) for index in range(num)]
+        return {name: torch.stack([one[name] for one in single]) for name in single[0]}
 
 
 class VectorizedDraws(Messenger):

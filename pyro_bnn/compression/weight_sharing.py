@@ -25,7 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..priors import Mixture
+from ..priors.elementwise import Mixture
 from .codebooks import half
 from .pruning import Pruned
 
