@@ -64,7 +64,7 @@ def option(text: str, *names: str, **limits: Any) -> Any:
     return typer.Option(*names, help=text, show_default=False, **limits)
 
 
-Seed = Annotated[int, typer.Option(min=0, help="Of the first weights, the batches and all noise.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights, the batches and all noise.")]
 Epochs = Annotated[int, typer.Option(min=1, help="How many times the training data are gone through.")]
 Draws = Annotated[int, typer.Option(min=1, help="Posterior draws that predictions are averaged over.")]
 Threads = Annotated[int | None, option("CPU threads; if left out, torch decides.", min=1)]

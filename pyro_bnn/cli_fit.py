@@ -89,6 +89,7 @@ def fit(
     Ctrl-C ends the run after the present step; what was learned until then is evaluated and kept (exit status 130), and
     --resume goes on. A folder that holds another run is never overwritten.
     """
+    from . import cli_names as names
     from . import runs
 
     if out is None:
@@ -103,6 +104,7 @@ def fit(
     else:
         settings = runs.Settings(**{field.name: asked[field.name] for field in fields(runs.Settings)})
         place = runs.Place(**{field.name: asked[field.name] for field in fields(runs.Place)})
+        names.require_read(settings)
     evaluation, _ = _train(out, settings, place, claim=not there, download=download, draws=draws)
     typer.echo(f"{evaluation}\n\nwritten to {out}: run.json, posterior.json, metrics.json, loss_terms.png")
     _leave_if_interrupted(out, evaluation)

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from .network import BayesianNet
     from .runs import Settings
 
-__all__ = ["build", "data_by_name", "first_sentence", "guides_by_name", "known", "models_by_name", "priors_by_name"]
+__all__ = [
+    "build",
+    "data_by_name",
+    "first_sentence",
+    "guides_by_name",
+    "known",
+    "models_by_name",
+    "priors_by_name",
+    "require_read",
+]
 
 # Each of the four answers with {name: (what describes it, an object with a docstring or a sentence; what builds it)}.
 
@@ -189,6 +198,27 @@ def _widths(text: str) -> list[int]:
     if not all(widths):
         raise ValueError(f"hidden: expected widths above zero with commas between, as 100,50; got {text!r}")
     return widths
+
+
+# options that only some priors or guides read: for each which of the two, and which of them
+_READ_BY = {
+    "prior_scale": ("prior", ("normal", "learned-normal", "horseshoe", "gaussian-mixture", "student-t", "laplace")),
+    "dropout": ("guide", ("bernoulli-dropout", "gaussian-dropout")),
+    "tricks": ("guide", ("sparse-vd",)),
+}
+
+
+def require_read(settings: Settings) -> None:
+    """Refuse options that were set but would change nothing.
+
+    Raises:
+        ValueError: naming the option, and what reads it.
+    """
+    for option, (kind, readers) in _READ_BY.items():
+        chosen, value = getattr(settings, kind), getattr(settings, option)
+        if chosen not in readers and value != type(settings).__dataclass_fields__[option].default:
+            flag = "no-tricks" if option == "tricks" else option.replace("_", "-")
+            raise ValueError(f"--{flag}: the {kind} {chosen} does not read it, only {', '.join(readers)}; leave it out")
 
 
 _LETTERS = {

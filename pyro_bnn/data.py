@@ -239,15 +239,16 @@ def _error(what: str | Path, expected: str, found: str, way_out: str) -> DataErr
 
 def _folder(directory: str | os.PathLike[str] | None, folder: str, remedy: str) -> tuple[Path, str]:
     """Return the folder to read, and the way out for an error there."""
-    from_environment = os.environ.get("PYRO_BNN_DATA")
-    if directory is not None:
-        root, chosen = Path(directory), "the argument directory"
-    elif from_environment:
-        root, chosen = Path(from_environment), "from PYRO_BNN_DATA"
-    else:
-        root, chosen = Path("data"), "the default, as PYRO_BNN_DATA is not set"
-    way_out = f"Searched in {root} ({chosen}). {remedy}, or set PYRO_BNN_DATA to a directory that holds {folder}."
-    return root / folder, way_out
+    root = data_folder(directory)
+    default = "from PYRO_BNN_DATA" if os.environ.get("PYRO_BNN_DATA") else "the default, as PYRO_BNN_DATA is not set"
+    searched = f"Searched in {root} ({default if directory is None else 'as asked for'})"
+    other = f"name a directory that holds {folder or 'it'}: --data-dir DIR, directory=DIR, or PYRO_BNN_DATA"
+    return root / folder, f"{searched}. {remedy}, or {other}."
+
+
+def data_folder(directory: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of all data sets: what is given, else what PYRO_BNN_DATA says, else ``data``."""
+    return Path(os.environ.get("PYRO_BNN_DATA") or "data" if directory is None else directory)
 
 
 def _read_file(path: Path, way_out: str) -> bytes:

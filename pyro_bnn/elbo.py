@@ -26,6 +26,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence, transform_to
 
+from .distributions import ImproperPriorError
 from .reparameterization import DeferredSample
 
 __all__ = ["ELBO", "Terms"]
@@ -115,7 +116,10 @@ class ELBO(pyro.infer.ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        try:
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        except ImproperPriorError as error:  # a site that is not replayed is drawn from its prior
+            raise _missing(["for a weight under an improper prior"], guide_trace) from error
         if is_validation_enabled() and not (self._checked and self._checked[0] is model and self._checked[1] is guide):
             _check_match(model_trace, guide_trace)
             self._checked = (model, guide)

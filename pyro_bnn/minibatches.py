@@ -68,8 +68,8 @@ class TensorBatches:
         self.tensors = tuple(part.contiguous() for part in tensors)  # as compiled functions expect them
         self.seed, self.num_data = seed, len(tensors[0])
         self.size = self.num_data if size is None else size
-        if self.size < 1:
-            raise ValueError(f"fit: expected a batch_size of at least 1, got {size}")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"fit: expected a batch_size that is a whole number of at least 1, got {size!r}")
         if self.size > self.num_data:
             raise ValueError(
                 f"fit: batch_size={size} is larger than the data set of {self.num_data}; "

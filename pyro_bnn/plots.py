@@ -44,7 +44,7 @@ def loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
         above.set_yscale("log")
     above.set_ylabel("nats per example")
     above.legend(frameon=False)
-    below.plot(epochs, history["kl_weight"], color=_GREY)
+    below.step(epochs, history["kl_weight"], color=_GREY)  # what held in the epoch that ended there
     below.set_ylim(-0.08, 1.08)
     below.set_ylabel("KL weight")
     below.set_xlabel("epoch")

@@ -158,11 +158,10 @@ def fit(
         NonFiniteError: at the first loss or gradient that is not finite.
         CheckpointError: a checkpoint folder that holds another run, or is damaged.
     """
-    if epochs < 1 or checkpoint_every < 1 or num_particles < 1:
-        raise ValueError(
-            "fit: expected epochs, checkpoint_every and num_particles of at least 1, "
-            f"got {epochs, checkpoint_every, num_particles}"
-        )
+    counts = {"epochs": epochs, "checkpoint_every": checkpoint_every, "num_particles": num_particles}
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"fit: expected {name} to be a whole number of at least 1, got {count!r}")
     for name, value in (("learning_rate", learning_rate), ("kl_weight", kl_weight)):
         if not callable(value) and not value >= 0:
             raise ValueError(f"fit: expected a {name} of at least 0, got {value}")

@@ -212,7 +212,12 @@ def test_thresholds_by_name():
     assert torch.equal(masks["0.weight"], (measure < t).expand(5, 6))
     mean, variance = posterior.moments()["2.weight"]
     assert torch.equal(masks["2.weight"], variance / mean**2 < math.exp(s))
-    for bad, message in (({"1.*": 3.0}, r"no threshold fits 2.weight; there are '1\.\*'"), ("3", "numbers")):
+    mistakes = (
+        ({"0.*": 3.0}, r"no threshold fits 2.weight; there are '0\.\*'"),
+        ({"*": 3.0, "1.*": 2.0}, r"the threshold for '1\.\*' fits no weight; there are 0\.weight, 2\.weight"),
+        ("3", "numbers"),
+    )
+    for bad, message in mistakes:
         with pytest.raises(ValueError, match=message):
             keep_masks(posterior, bad)
     with pytest.raises(ValueError, match=r"no threshold fits 0\.weight"):

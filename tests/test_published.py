@@ -204,17 +204,20 @@ def test_the_program_for_vgg_runs_at_a_sixteenth_of_the_width(tmp_path, monkeypa
     assert "| vgg-sixteenth |" in published.table("bayesian-compression", "vgg-sixteenth", tmp_path / "rows")
 
 
-def test_every_network_has_its_data(monkeypatch):
-    def missing(_):
-        raise DataError("not there")
+def test_every_network_has_its_data(monkeypatch, tmp_path):
+    def damaged(_):
+        raise DataError("damaged")
 
     monkeypatch.setattr(published, "mnist", lambda _: digits())
     with pytest.raises(ValueError, match=r"hold-out: .*1437 .*5000"):
         published.data_for("lenet-5", None)
-    monkeypatch.setattr(published, "cifar10", missing)
+    monkeypatch.setattr(published, "cifar10", damaged)
     monkeypatch.setattr(published, "cifar10_jpeg", lambda _: "the copy")
     monkeypatch.setattr(published, "hold_out", lambda data, num: (data, num))
-    assert published.data_for("vgg", None) == ("the copy", 5000)
+    assert published.data_for("vgg", str(tmp_path)) == ("the copy", 5000)
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    with pytest.raises(DataError, match="damaged"):  # the copy does not stand in for it
+        published.data_for("vgg", str(tmp_path))
 
 
 def test_a_row_counts_the_weights_of_the_original_network(tmp_path):

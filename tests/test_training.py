@@ -438,6 +438,8 @@ def test_settings_that_make_no_sense():
     model, guide = linear()
     cases = [
         ({"epochs": 0}, "at least 1"),
+        ({"epochs": 1.5}, "epochs to be a whole number of at least 1, got 1.5"),
+        ({"batch_size": 2.5}, "batch_size that is a whole number of at least 1, got 2.5"),
         ({"checkpoint_every": 0}, "at least 1"),
         ({"num_particles": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
@@ -205,8 +205,8 @@ def keep_masks(
         ValueError: as :func:`prune`.
     """
     moments, measures = _moments(posterior), group_measures(posterior, groups_by)
-    limits = _limits(threshold, [name for name in moments if name not in measures])
-    group_limits = _limits(threshold if group_threshold is None else group_threshold, list(measures))
+    limits = _limits(threshold, [name for name in moments if name not in measures], moments)
+    group_limits = _limits(threshold if group_threshold is None else group_threshold, list(measures), moments)
     groups = {name: measure < group_limits[name] for name, measure in measures.items()}
     # a group prior decides by groups: noise within a group that is kept is the group's own
     masks = {
@@ -280,11 +280,14 @@ def _moments(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor]]:
     return moments
 
 
-def _limits(threshold: Threshold, names: list[str]) -> dict[str, float]:
+def _limits(threshold: Threshold, names: list[str], there: Iterable[str]) -> dict[str, float]:
     """Return the threshold of every weight; of several patterns that fit its name the first counts."""
     given = threshold if isinstance(threshold, Mapping) else {"*": threshold}
     if any(not isinstance(value, Real) or math.isnan(value) for value in given.values()):
         raise ValueError(f"prune: expected numbers as thresholds, got {threshold}")
+    for key in given:
+        if not fnmatch.filter(there, key):
+            raise ValueError(f"prune: the threshold for {key!r} fits no weight; there are {', '.join(there)}")
     fits = {name: [value for key, value in given.items() if fnmatch.fnmatchcase(name, key)] for name in names}
     without = [name for name, values in fits.items() if not values]
     if without:
