@@ -36,7 +36,7 @@ def compress(
         int, typer.Option(min=0, help="Epochs over the training data in which the shared values learn on.")
     ] = 20,
     latency: Annotated[bool, typer.Option(help="Measure how much faster the smaller network is.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the batches in fine-tuning.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the batches in fine-tuning.")] = 0,
     data_dir: DataDir = None,
     threads: Threads = None,
 ) -> None:
@@ -60,7 +60,7 @@ def compress(
       log_alpha.png         what weights were pruned by; groups.png: groups
       receptive_fields.png  what the units that are left of the first layer look at
       acceleration.png      multiplications and seconds, before and after
-      weights.gif           the weights over the epochs, if the run was made with --snapshots
+      weights.gif           the weights over the epochs at threshold 3, if the run was made with --snapshots
     """
     from . import compression_run as journey
     from .folders import claimed

@@ -112,7 +112,9 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
         ValueError: a posterior without variance; nothing left after pruning; thresholds to be chosen on nothing.
         UnsupportedLayerError: a layer that the file format does not know.
         ExportError: a network that ONNX cannot express.
+        CheckpointError: a damaged snapshot of the run.
     """
+    frames = read_snapshots(run.folder / "snapshots")  # if one is damaged, now is the time to say so
     say("pruning ...")
     limits = _thresholds(run, options, say)
     pruned = compression.prune(run.posterior, *limits)
@@ -149,7 +151,7 @@ def compress(run: Run, out: Path, options: Options, say: Say, progress: bool = T
     report = replace(report, notes=(*report.notes, _how(run, options, limits, pruned)))
     files += _written(run, report, out, options, limits)
     say("drawing ...")
-    return report, files + _draw(run, out, final, report, limits)
+    return report, files + _draw(run, out, final, report, limits, frames)
 
 
 @torch.no_grad()
@@ -160,6 +162,7 @@ def _require_same(written: nn.Module, decoded: nn.Module, x: Tensor) -> None:
 
 
 Limits = tuple[Any, Any]  # thresholds of weights and of groups: a number, or one per weight tensor
+Snapshots = list[tuple[int, dict[str, Tensor]]]  # epochs, and the weights then
 
 
 def _thresholds(run: Run, options: Options, say: Say) -> Limits:
@@ -219,7 +222,9 @@ def _written(run: Run, report: Report, out: Path, options: Options, limits: Limi
 _MOST_FRAMES = 60
 
 
-def _draw(run: Run, out: Path, final: compression.Pruned, report: Report, limits: Limits) -> list[str]:
+def _draw(
+    run: Run, out: Path, final: compression.Pruned, report: Report, limits: Limits, frames: Snapshots
+) -> list[str]:
     """Draw what there is to draw, and return the names of the files."""
     groups = compression.group_measures(run.posterior)
     weights = {name: value for name, value in _log_alpha(run.posterior).items() if name not in groups}
@@ -242,7 +247,6 @@ def _draw(run: Run, out: Path, final: compression.Pruned, report: Report, limits
         figures["acceleration.png"] = pictures.acceleration(before, after, report.latencies)
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=150)
-    frames = read_snapshots(run.folder / "snapshots")
     if not frames:
         return list(figures)
     step = math.ceil(len(frames) / _MOST_FRAMES)
@@ -308,9 +312,11 @@ def evaluate_compressed(
 
 
 def _settings_beside(path: Path) -> runs.Settings | None:
-    """Return the settings of the run that a file was made of, if its report is there."""
+    """Return the settings of the run that a file was made of, if its report is there and speaks of as many bytes."""
     try:
-        return runs.Settings(**json.loads(path.with_name("report.json").read_bytes())["run"])
+        report = json.loads(path.with_name("report.json").read_bytes())
+        settings = runs.Settings(**report["run"])
+        return settings if report["file_bytes"] == path.stat().st_size else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

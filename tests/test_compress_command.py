@@ -174,6 +174,15 @@ def test_nothing_is_overwritten_and_failures_leave_nothing(run, compressed, tmp_
     assert not (run / "compressed").exists()
 
 
+def test_a_damaged_snapshot_is_found_before_the_work_is_done(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "damaged")
+    (folder / "snapshots" / "epoch-0007.safetensors").write_bytes(b"thesis")
+    result = call("compress", folder, *QUICK)
+    refused(result, "epoch-0007.safetensors: not a safetensors file")
+    assert "pruning" not in result.stderr
+    assert not (folder / "compressed").exists()
+
+
 def test_the_first_folder_lies_in_the_run_and_onnx_may_be_missing(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run, tmp_path / "copy")
     monkeypatch.setattr(compression_run, "onnx_is_there", lambda: False)
@@ -260,6 +269,8 @@ def test_a_file_beside_its_run_knows_its_data_and_its_original(run, tmp_path):
     refused(call("evaluate", file, "--ood", "notmnist"), "--ood is for runs")
     refused(call("evaluate", folder / "compressed" / "no.pbnn"), "there is no such file")
     refused(call("compress", file), "expected the folder of a run, got a file")
+    save(LeNet300100(64, (5, 4)), file.with_name("another.pbnn"))  # the report is not about this one
+    refused(call("evaluate", file.with_name("another.pbnn")), "expected --data")
 
 
 def test_a_file_that_is_of_other_data_is_refused_in_one_line(tmp_path):

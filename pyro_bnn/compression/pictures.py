@@ -66,7 +66,7 @@ def histograms(
         axes.set_xlim(low, edges[-1])
         far = int((value > edges[-1]).sum())
         beyond = f"; {far:,} lie further right, in the last bar" if far else ""
-        _title(axes, f"{name}: {int(kept.sum()):,} of {len(value):,} {of} are kept{beyond}")
+        _title(axes, f"{name}: {int(kept.sum()):,} of {len(value):,} {of} below the threshold{beyond}")
         _open(axes)
     figure.legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside upper right", ncols=2)
     column[-1].set_xlabel(f"{label}; the red line is the threshold")
