@@ -246,10 +246,11 @@ def test_what_cannot_be_quantised():
         with pytest.raises(ValueError, match="take rule='equal' and bits_weight=0"):
             quantize(unknown, **options)
     assert len(codes(quantize(unknown, 4, "equal"))["0.weight"].values) == 4
-    with torch.no_grad():
-        parameter(unknown, "0.weight").mul_(1e6)
-    with pytest.raises(ValueError, match="numbers up to 65504"):
-        quantize(unknown, 4, "equal")
+    for factor in (1e6, 1e20):  # the second one overflows when it is squared
+        with torch.no_grad():
+            parameter(unknown, "0.weight").mul_(factor)
+        with pytest.raises(ValueError, match="numbers up to 65504"):
+            quantize(unknown, 4, "equal")
 
 
 def test_half_is_never_zero():

@@ -411,6 +411,21 @@ def test_save_and_load(tmp_path):
     assert os.listdir(tmp_path) == ["net.pbnn"]
 
 
+def test_the_default_dtype_has_no_say():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 3))
+    net[0].weight.data *= torch.rand(20, 64) > 0.7  # sparse, so grids and supports are looked for
+    content = encode(net)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert encode(net) == content
+        decoded = decode(content)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = torch.randn(5, 64)
+    assert torch.equal(decoded(x), net(x))
+
+
 def test_pruned_networks_have_no_minus_zeros(tmp_path):
     net = small()
     expected = len(encode(net))

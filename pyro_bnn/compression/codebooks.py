@@ -197,6 +197,7 @@ def quantize(
     for name, precision in precisions(pruned, rule).items():
         weight = parameters[name].detach()
         if name in most and bool((kept := weight != 0).any()):
+            half(weight[kept])  # what it cannot hold is refused before it overflows elsewhere
             table, nats = k_means(weight[kept], most[name], precision[kept]), weight.new_zeros(())
             if bits_weight:
                 table, nats = _entropy_constrained(weight[kept], precision[kept], table, bits_weight)

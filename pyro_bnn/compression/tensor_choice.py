@@ -162,7 +162,7 @@ def _images(patterns: Tensor, matrix: Matrix, most: int = 2) -> list[Grid]:
     """
     if matrix.rows * len(matrix.columns) < 64 or len(matrix.columns) < 8:
         return []
-    full = torch.zeros(matrix.rows, max(matrix.columns) + 1)
+    full = torch.zeros(matrix.rows, max(matrix.columns) + 1, dtype=torch.float32)
     full[:, list(matrix.columns)] = (patterns != 0).float()
     sides = range(2, min(64, isqrt(full.shape[1]) + 4) + 1)
     pairs = {d: float((full[:, d:] * full[:, :-d]).sum()) for d in range(1, sides[-1] + 3) if d < full.shape[1]}
