@@ -248,6 +248,17 @@ def test_what_cannot_be_pruned():
         prune(Posterior.from_guide(program, guide))
 
 
+def test_a_mean_that_has_overflowed_is_refused():
+    model = model_of(priors.Horseshoe())
+    guide = MeanField(model, init_scale=0.1)
+    with torch.no_grad():
+        for name, parameter in guide.named_parameters():
+            if name.endswith("log_scale"):
+                parameter += 6.0  # of the scales too: the mean of a log-normal is exp(m + s^2 / 2)
+    with pytest.raises(ValueError, match=r"'0\.weight' has a posterior mean that is not finite"):
+        prune(Posterior.from_guide(model, guide), math.inf)
+
+
 @pytest.mark.parametrize("which", ["all", "one layer"])
 def test_a_network_of_which_nothing_is_left_is_refused(which):
     torch.manual_seed(0)

@@ -165,14 +165,16 @@ def prune(
     Raises:
         TypeError: no posterior of a ``BayesianNet``; a hand-written program has no network.
         ValueError: a threshold that is no number, or patterns that leave a weight without one; a posterior that gives
-            weights no variance, as a point estimate does: there is nothing to prune by.
+            weights no variance, as a point estimate does: there is nothing to prune by; a mean that is not finite.
         EmptyNetworkError: so much is pruned that the outputs no longer depend on the inputs.
     """
     moments = _moments(posterior)
     masks, groups = keep_masks(posterior, threshold, group_threshold, groups_by)
-    full = posterior.model.network_with(
-        {name: torch.where(masks[name], mean, 0.0) for name, (mean, _) in moments.items()}
-    ).eval()
+    means = {name: torch.where(masks[name], mean, 0.0) for name, (mean, _) in moments.items()}
+    for name, mean in means.items():
+        if not bool(mean.isfinite().all()):
+            raise ValueError(f"prune: {name!r} has a posterior mean that is not finite; its scales have run away")
+    full = posterior.model.network_with(means).eval()
     if not any(bool(mask.any()) for mask in masks.values()):
         raise EmptyNetworkError(f"prune: with {threshold=} and {group_threshold=} no weight is left; raise them")
     try:
