@@ -166,11 +166,12 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
     LeNet300100: {"fc1.weight": 0.2, "fc2.weight": 0.4, "fc3.weight": 0.4},
     LeNet5: {"fc1.weight": 0.3, "fc2.weight": 0.5},
 }
-# sizes of published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and, but for three units, 5-10-76-16
+# sizes of published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and, but for three units, 5-10-76-16.
+# The horseshoe's modes are of another scale in each layer, so it is given the shares that normal-Jeffreys finds.
 _LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 16), Stage(8, (5, 10, 76, 13), 24))
 _STAGES = {
     (LeNet300100, "group normal-Jeffreys"): (Stage(40, 28_648, 60), Stage(40, 9_507, 60)),
-    (LeNet300100, "group horseshoe"): (Stage(40, 28_090, 60), Stage(40, 9_507, 60)),
+    (LeNet300100, "group horseshoe"): (Stage(40, (208, 112, 39), 60), Stage(40, (130, 58, 27), 60)),
     (LeNet5, "group normal-Jeffreys"): _LENET_5,
     (LeNet5, "group horseshoe"): _LENET_5,
 }
@@ -275,7 +276,7 @@ def _random_labels(bench: Workbench) -> Iterator[Row]:
         network = posterior.model.network_with(weights).eval()
         total, nonzero = (sum(int(f(w)) for w in weights.values()) for f in (torch.numel, torch.count_nonzero))
         known = f"training accuracy {1 - error_of(network, data.train):.1%}"
-        known += f", KL {kl:.2g} nats an image" if name == "Sparse VD" else ""
+        known += f", KL {kl:.2g} nats an image" if name == "Sparse VD" else f", rate {recipes.memorising_rate}"
         yield Row(
             method=f"{name}, {labels}",
             seed=bench.seed,

@@ -9,11 +9,12 @@ import torch
 from pyro_bnn import BayesianNet, Posterior, compression, fit, likelihoods, priors, published, recipes, reproduction
 from pyro_bnn.compression import restricted
 from pyro_bnn.data import DataError, Dataset, digits
-from pyro_bnn.guides import GroupNormalJeffreys, MeanField, SparseVariationalDropout
+from pyro_bnn.guides import BernoulliDropout, GroupNormalJeffreys, MeanField, SparseVariationalDropout
 from pyro_bnn.models import MLP, VGG, LeNet5
 from pyro_bnn.published import Row
 from pyro_bnn.reproduction import Workbench, falling, later, shifted
 from pyro_bnn.runs import hold_out
+from pyro_bnn.training import linear_warmup
 
 METHOD = recipes.normal_jeffreys
 
@@ -218,6 +219,39 @@ def test_every_network_has_its_data(monkeypatch, tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     with pytest.raises(DataError, match="damaged"):  # the copy does not stand in for it
         published.data_for("vgg", str(tmp_path))
+
+
+def test_labels_drawn_by_lot_are_those_that_are_memorised(tmp_path, monkeypatch):
+    """The rows say what was fitted to which labels; the fits themselves are short here."""
+    seen = []
+
+    def briefly(own, name, sparse):
+        torch.manual_seed(0)
+        seen.append((own.data, own.num_data))
+        prior = priors.LogUniform() if sparse else priors.Normal(1e3)
+        model = BayesianNet(MLP(64, (30,), 10), prior, likelihoods.Categorical(), own.num_data)
+        guide = SparseVariationalDropout(model) if sparse else BernoulliDropout(model, 0.1)
+        return own.fit(name, model, guide, epochs=30, kl_weight=linear_warmup(0, 10), compile=False)
+
+    monkeypatch.setattr(recipes, "memorise", briefly)
+    own = bench(tmp_path)
+    rows = list(published._random_labels(own))
+    whole = digits()
+    by_lot, again, true = (data.y_train for data, _ in seen)
+    assert [num for _, num in seen] == [1437] * 3
+    assert torch.equal(by_lot, again)
+    assert torch.equal(true, whole.y_train)
+    assert (by_lot == true).float().mean() < 0.2
+    assert [row.method for row in rows] == [
+        *("binary dropout, random labels", "Sparse VD, random labels", "Sparse VD, true labels")
+    ]
+    dropout, forgotten, learned = rows
+    assert dropout.nonzero == dropout.weights == 64 * 30 + 300
+    assert dropout.note.startswith("1,437 images, training accuracy ")
+    assert dropout.note.endswith(", rate 0.05")
+    assert 0 <= forgotten.nonzero < learned.nonzero < learned.weights
+    assert learned.test_error < 20 < forgotten.test_error
+    assert " nats an image" in forgotten.note
 
 
 def test_a_row_counts_the_weights_of_the_original_network(tmp_path):
