@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class TensorBatches:
             validate(tensors[0], other)
         self.tensors = tuple(part.contiguous() for part in tensors)  # as compiled functions expect them
         self.seed, self.num_data = seed, len(tensors[0])
-        self.size = self.num_data if size is None else size
-        if not isinstance(self.size, int) or self.size < 1:
+        if size is not None and (not isinstance(size, Integral) or size < 1):
             raise ValueError(f"fit: expected a batch_size that is a whole number of at least 1, got {size!r}")
+        self.size = self.num_data if size is None else int(size)
         if self.size > self.num_data:
             raise ValueError(
                 f"fit: batch_size={size} is larger than the data set of {self.num_data}; "

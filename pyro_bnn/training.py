@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def fit(
     """
     counts = {"epochs": epochs, "checkpoint_every": checkpoint_every, "num_particles": num_particles}
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"fit: expected {name} to be a whole number of at least 1, got {count!r}")
     for name, value in (("learning_rate", learning_rate), ("kl_weight", kl_weight)):
         if not callable(value) and not value >= 0:
