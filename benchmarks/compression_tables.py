@@ -20,8 +20,8 @@ TITLES = {
     "1.6 %)",
     ("bayesian-compression", "lenet-5"): "By groups, LeNet-5-Caffe (published: 8-13-88-13 and 5-10-76-16 at 1.0 %; "
     "smallest file known 1,110x at 0.96 %)",
-    ("bayesian-compression", "vgg-sixteenth"): "The program for VGG, tried at a sixteenth of the width; the full width "
-    "(`--network vgg --device cuda`) has not been run",
+    ("bayesian-compression", "vgg-sixteenth"): "The program for VGG, two epochs of each fit at a sixteenth of the "
+    "width; the full width (`--network vgg --device cuda`) has not been run",
     ("random-labels", "mlp"): "Labels drawn by lot: binary dropout memorises them, Sparse VD removes every weight",
 }
 ACCELERATION = (

@@ -7,6 +7,7 @@ are there.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from . import compression, recipes
 from .checkpoint import write_atomically
 from .cifar import cifar10, cifar10_jpeg
+from .compression.continuation import restricted
 from .compression.pruning import Pruned
 from .data import Dataset, data_folder, mnist
 from .elbo import ELBO
@@ -26,7 +28,7 @@ from .evaluation import error_of
 from .models import VGG, LeNet5, LeNet300100, vgg
 from .random_labels import with_random_labels
 from .recipes import Stage
-from .reproduction import Workbench
+from .reproduction import Workbench, falling
 from .runs import hold_out
 from .training import linear_warmup
 
@@ -171,14 +173,12 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
 _LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 16), Stage(8, (5, 10, 76, 13), 24))
 _STAGES = {
     (LeNet300100, "group normal-Jeffreys"): (Stage(40, 28_648, 60), Stage(40, 9_507, 60)),
-    (LeNet300100, "group horseshoe"): (Stage(40, (208, 112, 39), 60), Stage(40, (130, 58, 27), 60)),
+    (LeNet300100, "group horseshoe"): (Stage(40, (208, 112, 39), 60), Stage(40, (130, 58, 27), 120)),
     (LeNet5, "group normal-Jeffreys"): _LENET_5,
-    (LeNet5, "group horseshoe"): _LENET_5,
+    (LeNet5, "group horseshoe"): (*_LENET_5[:2], Stage(8, (5, 10, 76, 13), 60)),
 }
 # the first and the last layer are small, and a coarse first layer costs most
-_LEVELS: dict[tuple[type[nn.Module], str], dict[str, dict[str, int]]] = {
-    (LeNet5, "group normal-Jeffreys"): {"5 to 7": {"conv1.*": 7, "fc2.*": 7, "*": 5}}
-}
+_LEVELS: dict[type[nn.Module], dict[str, dict[str, int]]] = {LeNet5: {"5 to 7": {"conv1.*": 7, "fc2.*": 7, "*": 5}}}
 # numbers that are few learn at half the rate
 _SLOWLY: dict[str, Any] = {"batch_size": 100, "learning_rate": 1e-3}
 
@@ -217,7 +217,7 @@ def _groups(bench: Workbench, network: type[nn.Module], epochs: int, moved: bool
         own = bench.within(method.name.replace(" ", "-"))
         for number, pruned in enumerate(recipes.by_groups(own, lesson, method, _STAGES[network, method.name])):
             yield _file_row(own, network(), method.name, pruned)
-            for name, levels in _LEVELS.get((network, method.name), {}).items():
+            for name, levels in _LEVELS.get(network, {}).items():
                 coded = own.tuned(f"{number}-{name}", pruned, lesson, levels=levels, epochs=8, **_SLOWLY)
                 yield _file_row(own, network(), f"{method.name}, {name} values per layer", coded)
 
@@ -228,7 +228,7 @@ def _vgg(bench: Workbench, width: float, epochs: tuple[int, int], left: float) -
     Args:
         bench: with images of 3 x 32 x 32.
         width: of the network.
-        epochs: of the network, and of each posterior.
+        epochs: of the network; of each posterior, once with all groups and once with those that are left.
         left: the fraction of the groups of every layer that is left: noise differs too much between fifteen layers for
             one threshold.
     """
@@ -243,7 +243,11 @@ def _vgg(bench: Workbench, width: float, epochs: tuple[int, int], left: float) -
         measures = compression.group_measures(posterior, method.groups_by)
         limits = {name: float(measure.quantile(left)) for name, measure in measures.items()}
         pruned = compression.prune(posterior, group_threshold=limits, groups_by=method.groups_by)
-        yield _row(own, trained, method.name, pruned, note=f"{bench.data.name}, {sum(epochs)} epochs, {before}")
+        rate = falling(1e-3, epochs[1] / 2, epochs[1])
+        posterior = own.fit("3-groups-left", *restricted(posterior, pruned), epochs=epochs[1], learning_rate=rate)
+        pruned = compression.prune(posterior, math.inf, groups_by=method.groups_by)
+        note = f"{bench.data.name}, {epochs[0] + 2 * epochs[1]} epochs, {before}"
+        yield _row(own, trained, method.name, pruned, note=note)
 
 
 def _file_row(bench: Workbench, original: nn.Module, method: str, pruned: Pruned) -> Row:
