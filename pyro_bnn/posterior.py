@@ -214,9 +214,7 @@ class Posterior:
             TypeError: the model is a hand-written program and has no network.
         """
         if not isinstance(self.model, BayesianNet):
-            raise TypeError(
-                "mean_network: a hand-written program has no network; take the means of posterior.sample(n)"
-            )
+            raise TypeError("mean_network: a hand-written program has no network; average posterior.sample(n)")
         return self.model.network_with({name: mean for name, (mean, _) in self.moments().items()})
 
     def as_prior(self) -> dict[str, priors.Normal]:
@@ -357,9 +355,7 @@ class Posterior:
         if facts.get("kind") not in ("guide", "draws"):
             raise CheckpointError(f"{path}: expected a saved posterior, found something else")
         if facts["kind"] == "guide" and guide is None:
-            raise CheckpointError(
-                f"{path}: holds a variational posterior; pass the guide it is to be loaded into, guide=..."
-            )
+            raise CheckpointError(f"{path}: holds a variational posterior; pass the guide to load it into, guide=...")
         parts = {part: below(part, tensors) for part in ("draws", "statistics", "example")}
         example = tuple(parts["example"][str(index)] for index in range(len(parts["example"])))
         model, guide = copies(model, guide if facts["kind"] == "guide" else None)

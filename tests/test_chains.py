@@ -201,7 +201,7 @@ def test_counts_that_make_no_sense_are_refused(name, wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size of at least 1"),
+        ({"batch_size": 0}, "batch_size that is a whole number of at least 1, got 0"),
         ({"batch_size": N + 1}, "larger than the data set"),
         ({"resume": True}, "say which, folder=FOLDER"),
         ({"start": "posterior"}, 'expected "prior"'),
