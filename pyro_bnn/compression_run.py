@@ -162,7 +162,7 @@ def _require_same(written: nn.Module, decoded: nn.Module, x: Tensor) -> None:
 
 
 Limits = tuple[Any, Any]  # thresholds of weights and of groups: a number, or one per weight tensor
-Snapshots = list[tuple[int, dict[str, Tensor]]]  # epochs, and the weights then
+Frames = list[tuple[int, dict[str, Tensor]]]  # epochs, and the weights then
 
 
 def _thresholds(run: Run, options: Options, say: Say) -> Limits:
@@ -222,9 +222,7 @@ def _written(run: Run, report: Report, out: Path, options: Options, limits: Limi
 _MOST_FRAMES = 60
 
 
-def _draw(
-    run: Run, out: Path, final: compression.Pruned, report: Report, limits: Limits, frames: Snapshots
-) -> list[str]:
+def _draw(run: Run, out: Path, final: compression.Pruned, report: Report, limits: Limits, frames: Frames) -> list[str]:
     """Draw what there is to draw, and return the names of the files."""
     groups = compression.group_measures(run.posterior)
     weights = {name: value for name, value in _log_alpha(run.posterior).items() if name not in groups}

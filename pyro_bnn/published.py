@@ -169,7 +169,8 @@ _DROPOUT: dict[type[nn.Module], dict[str, float]] = {
     LeNet5: {"fc1.weight": 0.3, "fc2.weight": 0.5},
 }
 # sizes of published architectures: 278-98-13, 311-86-14 and 97-71-33; 8-13-88-13 and, but for three units, 5-10-76-16.
-# The horseshoe's modes are of another scale in each layer, so it is given the shares that normal-Jeffreys finds.
+# The horseshoe's noise over signal differs from layer to layer too much for one threshold, which leaves 100 units of
+# the last layer: it is given the shares that normal-Jeffreys finds.
 _LENET_5 = (Stage(4, (12, 24, 200, 60), 0), Stage(8, (8, 13, 88, 13), 16), Stage(8, (5, 10, 76, 13), 24))
 _STAGES = {
     (LeNet300100, "group normal-Jeffreys"): (Stage(40, 28_648, 60), Stage(40, 9_507, 60)),

@@ -33,6 +33,7 @@ __all__ = [
     "fewest",
     "group_horseshoe",
     "memorise",
+    "memorising_rate",
     "normal_jeffreys",
     "pretrained",
     "pruned_to",

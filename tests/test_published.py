@@ -230,7 +230,7 @@ def test_labels_drawn_by_lot_are_those_that_are_memorised(tmp_path, monkeypatch)
         seen.append((own.data, own.num_data))
         prior = priors.LogUniform() if sparse else priors.Normal(1e3)
         model = BayesianNet(MLP(64, (30,), 10), prior, likelihoods.Categorical(), own.num_data)
-        guide = SparseVariationalDropout(model) if sparse else BernoulliDropout(model, 0.1)
+        guide = SparseVariationalDropout(model) if sparse else BernoulliDropout(model, recipes.memorising_rate)
         return own.fit(name, model, guide, epochs=30, kl_weight=linear_warmup(0, 10), compile=False)
 
     monkeypatch.setattr(recipes, "memorise", briefly)

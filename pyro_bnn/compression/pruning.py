@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
@@ -282,7 +282,7 @@ def _moments(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor]]:
     return moments
 
 
-def _limits(threshold: Threshold, names: list[str], there: Iterable[str]) -> dict[str, float]:
+def _limits(threshold: Threshold, names: list[str], there: Collection[str]) -> dict[str, float]:
     """Return the threshold of every weight; of several patterns that fit its name the first counts."""
     given = threshold if isinstance(threshold, Mapping) else {"*": threshold}
     if any(not isinstance(value, Real) or math.isnan(value) for value in given.values()):
