@@ -15,21 +15,32 @@ from typing import Any
 import torch
 from interleaved import write
 
-from pyro_bnn import compare, data, fit, mcmc, priors
+from pyro_bnn import compare, fit, mcmc, priors
+from pyro_bnn.datasets import base as data
 from pyro_bnn.guides import MeanField
 from pyro_bnn.models import mlp_classifier
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("chains", 16), ("warmup", 500), ("draws", 500), ("threads", 2), ("epochs", 400)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in (
+        ("chains", 16),
+        ("warmup", 500),
+        ("draws", 500),
+        ("threads", 2),
+        ("epochs", 400),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     digits = data.digits()
     images, labels = digits.train
-    model: Any = mlp_classifier(len(images), inputs=64, hidden=(32,), outputs=10, prior={"*": priors.Normal(1.0)})
+    model: Any = mlp_classifier(
+        len(images), inputs=64, hidden=(32,), outputs=10, prior={"*": priors.Normal(1.0)}
+    )
     guide = MeanField(model, init_scale=0.05)
     schedule = [1e-2, 1e-3]
     vi = fit(
@@ -44,7 +55,9 @@ def main() -> None:
         f"{seconds / 60:.1f} minutes on {a.threads} threads, compilation included.\n\n"
     )
     write(
-        "hmc_digits", {"rows": found.rows, "notes": found.notes, "settings": vars(a)}, head + found.to_markdown() + "\n"
+        "hmc_digits",
+        {"rows": found.rows, "notes": found.notes, "settings": vars(a)},
+        head + found.to_markdown() + "\n",
     )
 
 

@@ -17,7 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 Step = Callable[[], Any]
 
 
-def milliseconds(rows: Mapping[str, Step], steps: Mapping[str, int] | int, rounds: int) -> dict[str, float]:
+def milliseconds(
+    rows: Mapping[str, Step], steps: Mapping[str, int] | int, rounds: int
+) -> dict[str, float]:
     """Return the median time of one step of each row, in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     for round_number in range(rounds + 1):
@@ -36,7 +38,11 @@ def milliseconds(rows: Mapping[str, Step], steps: Mapping[str, int] | int, round
 def write(name: str, record: Mapping[str, Any], table: str) -> None:
     """Keep the figures of one benchmark, and show them."""
     RESULTS.mkdir(exist_ok=True)
-    facts = {"torch": torch.__version__, "pyro": pyro.__version__, "python": platform.python_version()}
+    facts = {
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(dict(record) | facts, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table)
     print(table)

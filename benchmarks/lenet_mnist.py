@@ -30,7 +30,18 @@ ROWS: dict[str, list[str]] = {
 def run(row: str, seed: int, epochs: int, data_dir: str, out: str) -> None:
     """Fit by the command line, and keep its figures."""
     folder = Path(out) / f"{row}-{seed}"
-    options = ["--data", "mnist", "--seed", str(seed), "--epochs", str(epochs), "--out", str(folder), "--threads", "1"]
+    options = [
+        "--data",
+        "mnist",
+        "--seed",
+        str(seed),
+        "--epochs",
+        str(epochs),
+        "--out",
+        str(folder),
+        "--threads",
+        "1",
+    ]
     options += ["--checkpoint-every", "5", *(["--data-dir", data_dir] if data_dir else [])]
     command = ["pyro-bnn", "fit", "lenet-300-100", *options, *ROWS[row]]
     command += ["--resume"] if (folder / "run.json").exists() else []
@@ -72,17 +83,29 @@ def table() -> str:
         "| Molchanov et al. 2017, Sparse VD (published) | | 200 | 1.92 % | 68x | | | |",
     ]
     for row, name in names.items():
-        runs = [json.loads(file.read_text()) for file in sorted((RESULTS / "lenet_mnist").glob(f"{row}-[0-9]*.json"))]
+        runs = [
+            json.loads(file.read_text())
+            for file in sorted((RESULTS / "lenet_mnist").glob(f"{row}-[0-9]*.json"))
+        ]
         if runs:
             ratio = spread([r["ratio"] for r in runs], "{:.1f}x") if "ratio" in runs[0] else "1x"
-            kept = " + ".join(f"{k:,}" for k in runs[0]["kept"].values()) if "kept" in runs[0] else "266,200"
+            kept = (
+                " + ".join(f"{k:,}" for k in runs[0]["kept"].values())
+                if "kept" in runs[0]
+                else "266,200"
+            )
             draws = ""
             if "ratio" in runs[0]:
                 nll = spread([r["draws_nll"] for r in runs], "{:.4f}")
                 draws = f"{spread([r['draws_error'] for r in runs], '{:.2f} %')}, {nll}"
-            seeds, minutes = ", ".join(str(r["seed"]) for r in runs), spread([r["minutes"] for r in runs], "{:.0f}")
+            seeds, minutes = (
+                ", ".join(str(r["seed"]) for r in runs),
+                spread([r["minutes"] for r in runs], "{:.0f}"),
+            )
             errors = spread([r["error"] for r in runs], "{:.2f} %")
-            if any("provenance" in r for r in runs):  # not made by this command as it stands: see the record
+            if any(
+                "provenance" in r for r in runs
+            ):  # not made by this command as it stands: see the record
                 name += " (provisional)"
             cells = [name, seeds, str(runs[0]["epochs"]), errors, ratio, kept, draws, minutes]
             lines.append(f"| {' | '.join(cells)} |")
@@ -91,11 +114,17 @@ def table() -> str:
 
 def spread(values: list[float], form: str) -> str:
     mean = form.format(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+    return (
+        mean
+        if len(values) == 1
+        else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("row", nargs="?", choices=list(ROWS))
     parser.add_argument("--seed", type=int, default=0)

@@ -59,7 +59,9 @@ def products(x: torch.Tensor) -> Step:
 
 def stock(posterior: Posterior, x: torch.Tensor, draws: int) -> Step:
     """Pyro's own: a sample of y for each draw, network after network."""
-    predictive = Predictive(posterior.model, guide=posterior.guide, num_samples=draws, return_sites=("y",))
+    predictive = Predictive(
+        posterior.model, guide=posterior.guide, num_samples=draws, return_sites=("y",)
+    )
 
     def step() -> None:
         with torch.no_grad(), pyro.validation_enabled(False):
@@ -76,7 +78,11 @@ def naive(posterior: Posterior, x: torch.Tensor) -> Step:
         return torch.func.functional_call(net, weights, (part,)).softmax(-1)
 
     def step() -> None:
-        draws = {name: value for name, value in posterior.sample(DRAWS).items() if name.endswith("weight")}
+        draws = {
+            name: value
+            for name, value in posterior.sample(DRAWS).items()
+            if name.endswith("weight")
+        }
         with torch.no_grad():
             torch.cat([torch.vmap(one, (0, None))(draws, part).mean(0) for part in x.split(500)])
 
@@ -85,12 +91,16 @@ def naive(posterior: Posterior, x: torch.Tensor) -> Step:
 
 def peak(draws: int) -> float:
     """Return the peak of memory in MiB of a process that predicts with so many draws."""
-    done = subprocess.run([sys.executable, __file__, "--peak", str(draws)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", str(draws)], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -112,15 +122,29 @@ def main() -> None:
         "PyroBNN, posterior.predict": lambda: few.predict(at, draws=1000),
         "pyro.infer.Predictive": stock(few, at, 1000),
     }
-    little = milliseconds(rows, {"PyroBNN, posterior.predict": 20, "pyro.infer.Predictive": 1}, arguments.rounds)
+    little = milliseconds(
+        rows, {"PyroBNN, posterior.predict": 20, "pyro.infer.Predictive": 1}, arguments.rounds
+    )
     memory: dict[str, Any] = {str(draws): peak(draws) for draws in (50, 100, 200)}
-    lines = ["| LeNet-300-100, 100 draws, 10,000 images | seconds | x bare products |", "|---|---|---|"]
+    lines = [
+        "| LeNet-300-100, 100 draws, 10,000 images | seconds | x bare products |",
+        "|---|---|---|",
+    ]
     base = large["bare matrix products"]
     lines += [f"| {name} | {ms / 1e3:.2f} | {ms / base:.2f} |" for name, ms in large.items()]
-    lines += ["", "| 1-16-1 net, 1,000 draws, 200 points | ms | times faster than Predictive |", "|---|---|---|"]
+    lines += [
+        "",
+        "| 1-16-1 net, 1,000 draws, 200 points | ms | times faster than Predictive |",
+        "|---|---|---|",
+    ]
     slow = little["pyro.infer.Predictive"]
     lines += [f"| {name} | {ms:.1f} | {slow / ms:.1f} |" for name, ms in little.items()]
-    lines += ["", "| draws | peak of memory, MiB |", "|---|---|", *(f"| {d} | {m:.0f} |" for d, m in memory.items())]
+    lines += [
+        "",
+        "| draws | peak of memory, MiB |",
+        "|---|---|",
+        *(f"| {d} | {m:.0f} |" for d, m in memory.items()),
+    ]
     record = {"lenet_ms": large, "small_ms": little, "peak_mib": memory}
     write("prediction", record, "\n".join(lines) + "\n")
 

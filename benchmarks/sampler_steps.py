@@ -19,25 +19,30 @@ from interleaved import Step, milliseconds, write
 from torch import nn
 
 from pyro_bnn import BayesianNet, likelihoods, priors
-from pyro_bnn.compiled import compiled
-from pyro_bnn.density import LogDensity
 from pyro_bnn.mcmc.chains import minibatch
 from pyro_bnn.mcmc.hamiltonian import HMC
 from pyro_bnn.mcmc.langevin import SGLD
+from pyro_bnn.mcmc.log_density import LogDensity
 from pyro_bnn.mcmc.noise import Noise
-from pyro_bnn.memory import keep_freed_memory
 from pyro_bnn.models import LeNet300100
+from pyro_bnn.runtime.compile import compiled
+from pyro_bnn.runtime.malloc import retain_freed_memory
 
 
 def small() -> tuple[BayesianNet, tuple[torch.Tensor, torch.Tensor]]:
     net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.cat([torch.linspace(-2, -1, 30), torch.linspace(1, 2, 30)])[:, None]
-    return BayesianNet(net, {"*": priors.Normal()}, likelihoods.Gaussian(0.3), num_data=60), (x, torch.sin(2 * x[:, 0]))
+    return BayesianNet(net, {"*": priors.Normal()}, likelihoods.Gaussian(0.3), num_data=60), (
+        x,
+        torch.sin(2 * x[:, 0]),
+    )
 
 
 def large() -> tuple[BayesianNet, tuple[torch.Tensor, torch.Tensor]]:
     data = torch.rand(10_000, 784), torch.randint(10, (10_000,))
-    return BayesianNet(LeNet300100(), {"*": priors.Normal(0.1)}, likelihoods.Categorical(), num_data=10_000), data
+    return BayesianNet(
+        LeNet300100(), {"*": priors.Normal(0.1)}, likelihoods.Categorical(), num_data=10_000
+    ), data
 
 
 def leapfrog(chains: int) -> Step:
@@ -49,13 +54,19 @@ def leapfrog(chains: int) -> Step:
     return lambda: function(*arguments)
 
 
-def langevin(model: BayesianNet, data: tuple[torch.Tensor, torch.Tensor], chains: int, batch_size: int) -> Step:
+def langevin(
+    model: BayesianNet, data: tuple[torch.Tensor, torch.Tensor], chains: int, batch_size: int
+) -> Step:
     """The step as the loop of the samplers takes it, its noise and its minibatch included."""
     density, settings = LogDensity(model, tuple(part[:batch_size] for part in data)), SGLD(1e-6)
     position = torch.stack([density.prior_draw() for _ in range(chains)])
-    batch = tuple(part[:batch_size].expand(chains, batch_size, *part.shape[1:]).contiguous() for part in data)
+    batch = tuple(
+        part[:batch_size].expand(chains, batch_size, *part.shape[1:]).contiguous() for part in data
+    )
     update = compiled(
-        settings.function(density.value_and_grad_each), settings.examples(position, batch), "an SGLD step"
+        settings.function(density.value_and_grad_each),
+        settings.examples(position, batch),
+        "an SGLD step",
     )
     noise = Noise(0, chains, density.size, position, batch_size, len(data[0]))
     holder: dict[str, Any] = {
@@ -86,26 +97,44 @@ def deterministic(optimizer_class: type[torch.optim.Optimizer]) -> Step:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    keep_freed_memory()  # as fit and the samplers do, for all rows
+    retain_freed_memory()  # as fit and the samplers do, for all rows
     torch.manual_seed(0)
-    trajectories = milliseconds({str(chains): leapfrog(chains) for chains in (1, 4, 16, 64)}, 200, rounds)
-    little = milliseconds({str(chains): langevin(*small(), chains, 20) for chains in (1, 8)}, 200, rounds)
+    trajectories = milliseconds(
+        {str(chains): leapfrog(chains) for chains in (1, 4, 16, 64)}, 200, rounds
+    )
+    little = milliseconds(
+        {str(chains): langevin(*small(), chains, 20) for chains in (1, 8)}, 200, rounds
+    )
     rows = {
         "deterministic, Adam": deterministic(torch.optim.Adam),
         "deterministic, SGD": deterministic(torch.optim.SGD),
     }
     rows |= {f"SGLD, {chains} chains": langevin(*large(), chains, 100) for chains in (1, 8)}
     much = milliseconds(rows, 10, rounds)
-    lines = ["| one leapfrog, 1-16-1 net | microseconds | per chain | x one chain |", "|---|---|---|---|"]
+    lines = [
+        "| one leapfrog, 1-16-1 net | microseconds | per chain | x one chain |",
+        "|---|---|---|---|",
+    ]
     for chains, ms in trajectories.items():
         each = 1e3 * ms / int(chains)
-        lines.append(f"| HMC, {chains} chains | {1e3 * ms:.1f} | {each:.2f} | {ms / trajectories['1']:.2f} |")
-    lines += ["", "| one SGLD step, 1-16-1 net, batch 20 | microseconds | x one chain |", "|---|---|---|"]
-    lines += [f"| {chains} chains | {1e3 * ms:.1f} | {ms / little['1']:.2f} |" for chains, ms in little.items()]
+        lines.append(
+            f"| HMC, {chains} chains | {1e3 * ms:.1f} | {each:.2f} | {ms / trajectories['1']:.2f} |"
+        )
+    lines += [
+        "",
+        "| one SGLD step, 1-16-1 net, batch 20 | microseconds | x one chain |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {chains} chains | {1e3 * ms:.1f} | {ms / little['1']:.2f} |"
+        for chains, ms in little.items()
+    ]
     lines += [
         "",
         "| one step, LeNet-300-100, batch 100 | ms | x deterministic, Adam | x one chain |",

@@ -30,9 +30,9 @@ from torch import nn
 
 from pyro_bnn import ELBO, BayesianNet, distributions, likelihoods, local_reparameterization, priors
 from pyro_bnn.guides import MeanField, SparseVariationalDropout
-from pyro_bnn.memory import keep_freed_memory
 from pyro_bnn.models import LeNet5, LeNet300100, lenet_5, lenet_300_100
-from pyro_bnn.steps import CompiledStep, PlainStep
+from pyro_bnn.runtime.malloc import retain_freed_memory
+from pyro_bnn.training.steps import CompiledStep, PlainStep
 
 BATCH, NUM_DATA = 100, 60_000
 
@@ -72,7 +72,13 @@ def hand_written(device: str) -> Step:
             variance = F.linear(h * h, torch.exp(log_alpha) * w * w)
             h = mean + torch.sqrt(variance + 1e-8) * torch.randn_like(mean)
             h = F.relu(h) if layer < 2 else h
-            kl = kl + (0.5 * F.softplus(-log_alpha) + 0.63576 * torch.sigmoid(-1.8732 - 1.48695 * log_alpha)).sum()
+            kl = (
+                kl
+                + (
+                    0.5 * F.softplus(-log_alpha)
+                    + 0.63576 * torch.sigmoid(-1.8732 - 1.48695 * log_alpha)
+                ).sum()
+            )
         loss = NUM_DATA / BATCH * F.cross_entropy(h, y, reduction="sum") + kl
         loss.backward()
         optimizer.step()
@@ -102,8 +108,12 @@ def stock_sparse(device: str) -> Step:
 
     def guide(x: torch.Tensor, y: torch.Tensor) -> None:
         for layer, (o, i) in enumerate(sizes):
-            loc = pyro.param(f"loc{layer}", lambda o=o, i=i: 0.01 * torch.randn(o, i, device=device))
-            log_scale = pyro.param(f"log_scale{layer}", lambda o=o, i=i: torch.full((o, i), -5.0, device=device))
+            loc = pyro.param(
+                f"loc{layer}", lambda o=o, i=i: 0.01 * torch.randn(o, i, device=device)
+            )
+            log_scale = pyro.param(
+                f"log_scale{layer}", lambda o=o, i=i: torch.full((o, i), -5.0, device=device)
+            )
             pyro.sample(f"w{layer}", dist.Normal(loc, log_scale.exp()).to_event(2))
 
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
@@ -114,13 +124,17 @@ def ours(model: Any, guide: Any, batch: tuple[torch.Tensor, torch.Tensor], compi
     """The step as ``fit`` takes it."""
     device = batch[0].device
     loss = ELBO(model.to(device), local_reparameterization(guide)).to(device)
-    take: PlainStep | CompiledStep = PlainStep(loss, torch.optim.Adam(loss.parameters(), lr=1e-3), num_particles=1)
+    take: PlainStep | CompiledStep = PlainStep(
+        loss, torch.optim.Adam(loss.parameters(), lr=1e-3), num_particles=1
+    )
     take(batch, 1e-3, 1.0)
     if compile:
         take = CompiledStep(take)
 
     def step() -> None:
-        with pyro.validation_enabled(False):  # as in fit: what is built wrong was said at the first step
+        with pyro.validation_enabled(
+            False
+        ):  # as in fit: what is built wrong was said at the first step
             take(batch, 1e-3, 1.0)
 
     return step
@@ -146,7 +160,9 @@ def small(device: str) -> tuple[BayesianNet, tuple[torch.Tensor, torch.Tensor]]:
 def stock_small(device: str) -> Step:
     pyro.clear_param_store()
     model, batch = small(device)
-    svi = pyro.infer.SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    svi = pyro.infer.SVI(
+        model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO()
+    )
     return lambda: svi.step(*batch)
 
 
@@ -160,9 +176,15 @@ TABLES: dict[str, dict[str, Callable[[str], Step]]] = {
         "deterministic torch": lambda device: deterministic(LeNet300100, device),
         "hand-written Sparse VD, eager torch": hand_written,
         "stock Pyro, sampled weights": stock_sparse,
-        "PyroBNN, eager, exact KL (default)": lambda device: sparse(device, distributions.kl_log_uniform),
-        "PyroBNN, eager, approximate KL": lambda device: sparse(device, distributions.kl_log_uniform_approximate),
-        "PyroBNN, compiled, exact KL (default)": lambda device: sparse(device, distributions.kl_log_uniform, True),
+        "PyroBNN, eager, exact KL (default)": lambda device: sparse(
+            device, distributions.kl_log_uniform
+        ),
+        "PyroBNN, eager, approximate KL": lambda device: sparse(
+            device, distributions.kl_log_uniform_approximate
+        ),
+        "PyroBNN, compiled, exact KL (default)": lambda device: sparse(
+            device, distributions.kl_log_uniform, True
+        ),
     },
     "LeNet-5, mean field, batch 100": {
         "deterministic torch": lambda device: deterministic(LeNet5, device),
@@ -183,7 +205,9 @@ def measured(device: str, rounds: int) -> dict[str, dict[str, float]]:
     found = {}
     for name, builders in TABLES.items():
         torch.manual_seed(0)
-        found[name] = milliseconds({row: build(device) for row, build in builders.items()}, STEPS[name], rounds)
+        found[name] = milliseconds(
+            {row: build(device) for row, build in builders.items()}, STEPS[name], rounds
+        )
     return found
 
 
@@ -193,21 +217,29 @@ def table(cpu: dict[str, dict[str, float]], gpu: dict[str, dict[str, float]]) ->
     for name, rows in cpu.items():
         first, second, *_ = rows
         other = second if "hand-written" in second else None
-        lines = [f"| one step: {name} | CPU, 1 thread | x {first} |" + (f" x {other} |" if other else "") + " GPU |"]
+        lines = [
+            f"| one step: {name} | CPU, 1 thread | x {first} |"
+            + (f" x {other} |" if other else "")
+            + " GPU |"
+        ]
         lines.append("|---|---|---|" + ("---|" if other else "") + "---|")
         for row, ms in rows.items():
             ratios = f"{ms / rows[first]:.3g} |" + (f" {ms / rows[other]:.3g} |" if other else "")
-            lines.append(f"| {row} | {ms:.3g} ms | {ratios} {f'{gpu[name][row]:.3g} ms' if gpu else 'no GPU'} |")
+            lines.append(
+                f"| {row} | {ms:.3g} ms | {ratios} {f'{gpu[name][row]:.3g} ms' if gpu else 'no GPU'} |"
+            )
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()  # as fit and the samplers do, for all rows
+    retain_freed_memory()  # as fit and the samplers do, for all rows
     cpu = measured("cpu", arguments.rounds)
     gpu = measured("cuda", arguments.rounds) if torch.cuda.is_available() else {}
     write("svi_step", {"cpu_ms": cpu, "gpu_ms": gpu or "no GPU"}, table(cpu, gpu))

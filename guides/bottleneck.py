@@ -44,7 +44,9 @@ class InformationBottleneck(Factorized):
         stems = [
             name.removesuffix(".scale")
             for name, kind in kinds.items()
-            if name.endswith(".scale") and kind is Gaussian and f"{name.removesuffix('.scale')}.unit" in sites
+            if name.endswith(".scale")
+            and kind is Gaussian
+            and f"{name.removesuffix('.scale')}.unit" in sites
         ]
         if not stems:
             raise ValueError(
@@ -55,7 +57,9 @@ class InformationBottleneck(Factorized):
         scale = math.exp(init_log_variance / 2)
         families: dict[str, nn.Module] = {}
         for name, site in sites.items():
-            families[name] = PointWeights(site.initial) if name in units else kinds[name](site.initial, scale)
+            families[name] = (
+                PointWeights(site.initial) if name in units else kinds[name](site.initial, scale)
+            )
         super().__init__(families)
         self.stems = stems
 
@@ -64,4 +68,6 @@ class InformationBottleneck(Factorized):
         """Return log alpha of the groups of every weight."""
         q = self.distributions()
         scales = {stem: q[f"{stem}.scale"].base_dist for stem in self.stems}
-        return {stem: z.variance.log() - (z.mean.square() + 1e-8).log() for stem, z in scales.items()}
+        return {
+            stem: z.variance.log() - (z.mean.square() + 1e-8).log() for stem, z in scales.items()
+        }

@@ -52,7 +52,9 @@ class BernoulliDropout(Factorized):
         for name, site in sites.items():
             p = next((p for pattern, p in rates.items() if fnmatch.fnmatchcase(name, pattern)), 0.0)
             if not 0 <= p < 1:
-                raise ValueError(f"BernoulliDropout: expected a rate in [0, 1) for {name!r}, got {p}")
+                raise ValueError(
+                    f"BernoulliDropout: expected a rate in [0, 1) for {name!r}, got {p}"
+                )
             families[name] = BinaryNoise(site, p)
         super().__init__(families)
 
@@ -103,9 +105,13 @@ class GaussianDropout(Factorized):
                 f"GaussianDropout: expected alpha above 0{' and below its cap 1' if cap else ''}, got {alpha}"
             )
         if learn not in (None, "weight", "unit", "layer"):
-            raise ValueError(f"GaussianDropout: expected learn to be 'weight', 'unit', 'layer' or None, got {learn!r}")
+            raise ValueError(
+                f"GaussianDropout: expected learn to be 'weight', 'unit', 'layer' or None, got {learn!r}"
+            )
         sites = real_sites("GaussianDropout", model)
-        super().__init__({name: MultiplicativeNoise(site, alpha, learn, cap) for name, site in sites.items()})
+        super().__init__(
+            {name: MultiplicativeNoise(site, alpha, learn, cap) for name, site in sites.items()}
+        )
 
     @torch.no_grad()
     def log_alpha(self) -> dict[str, Tensor]:
@@ -121,7 +127,9 @@ class MultiplicativeNoise(nn.Module):
         weight = site.initial
         shape = {
             "weight": list(weight.shape),
-            "unit": [size if axis == site.group_dim else 1 for axis, size in enumerate(weight.shape)],
+            "unit": [
+                size if axis == site.group_dim else 1 for axis, size in enumerate(weight.shape)
+            ],
         }.get(learn or "layer", [1] * weight.dim())
         # with the cap, alpha = sigmoid(raw) < 1; without, alpha = exp(raw)
         raw = weight.new_full(shape, math.log(alpha / (1 - alpha)) if cap else math.log(alpha))
@@ -137,4 +145,6 @@ class MultiplicativeNoise(nn.Module):
 
     def forward(self) -> torch.distributions.Distribution:
         """Return q as one event."""
-        return distributions.GaussianDropout(self.loc, self.log_alpha(), validate_args=False).to_event(self.loc.dim())
+        return distributions.GaussianDropout(
+            self.loc, self.log_alpha(), validate_args=False
+        ).to_event(self.loc.dim())

@@ -21,10 +21,18 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_bnn.moments import weight_moments
 from pyro_bnn.network import BayesianNet
+from pyro_bnn.posterior.scale_mixture_moments import weight_moments
 
-__all__ = ["Factorized", "Gaussian", "LogNormal", "family_for", "latent_sites", "real_sites", "slab_widths"]
+__all__ = [
+    "Factorized",
+    "Gaussian",
+    "LogNormal",
+    "family_for",
+    "latent_sites",
+    "real_sites",
+    "slab_widths",
+]
 
 
 class Gaussian(nn.Module):
@@ -43,7 +51,9 @@ class Gaussian(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        return dist.Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(self.loc.dim())
+        return dist.Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(
+            self.loc.dim()
+        )
 
 
 class LogNormal(nn.Module):
@@ -61,7 +71,9 @@ class LogNormal(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        return dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False).to_event(self.loc.dim())
+        return dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False).to_event(
+            self.loc.dim()
+        )
 
 
 class Plate(NamedTuple):
@@ -92,7 +104,9 @@ class Factorized(PyroModule):
         super().__init__()
         self.names = list(families)
         self.slabs = dict(slabs or {})
-        self.plates = {name: site_plates for name, site_plates in (plates or {}).items() if site_plates}
+        self.plates = {
+            name: site_plates for name, site_plates in (plates or {}).items() if site_plates
+        }
         self.sites = nn.Module()
         for name, family in families.items():
             _plant(self.sites, name, family)
@@ -139,7 +153,9 @@ def _plant(tree: nn.Module, name: str, family: nn.Module) -> None:
         if part not in tree._modules:
             tree.add_module(part, nn.Module())
         tree = tree.get_submodule(part)
-    below = tree._modules.pop(last, None)  # of sites "w.scale" and "w" the first may have made a container
+    below = tree._modules.pop(
+        last, None
+    )  # of sites "w.scale" and "w" the first may have made a container
     for child, module in () if below is None else below.named_children():
         family.add_module(child, module)
     tree.add_module(last, family)
@@ -166,7 +182,9 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
             subsampled plate, whose posterior would have to know which examples it is given.
     """
     if isinstance(model, BayesianNet):
-        with pyro.validation_enabled(False):  # nothing is sampled; on the meta device there is nothing to validate
+        with pyro.validation_enabled(
+            False
+        ):  # nothing is sampled; on the meta device there is nothing to validate
             trace = poutine.trace(model.initialize).get_trace()
         group_dims = {site.name: site.group_dim for site in model.sites}
     else:
@@ -174,13 +192,19 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
     sites = {}
     nodes: dict[str, Any] = dict(trace.nodes)
     for name, site in nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
+        if (
+            site["type"] != "sample"
+            or site["is_observed"]
+            or type(site["fn"]).__name__ == "_Subsample"
+        ):
             continue
         if any(frame.full_size not in (None, frame.size) for frame in site["cond_indep_stack"]):
             raise ValueError(
                 f"site {name!r} lies in a subsampled plate: write its guide by hand, as a function of the examples"
             )
-        plates = tuple(Plate(f.name, f.size, f.dim) for f in site["cond_indep_stack"] if f.vectorized)
+        plates = tuple(
+            Plate(f.name, f.size, f.dim) for f in site["cond_indep_stack"] if f.vectorized
+        )
         group_dim = group_dims.get(name.removesuffix(".unit"))
         sites[name] = Latent(site["value"].detach(), site["fn"].support, group_dim, plates)
     if not sites:
@@ -188,7 +212,9 @@ def latent_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
     return sites
 
 
-def real_sites(owner: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Latent]:
+def real_sites(
+    owner: str, model: Callable[..., Any], *args: Any, **kwargs: Any
+) -> dict[str, Latent]:
     """Return the latent sites of a model for a guide that knows real ones only.
 
     Args:
@@ -247,5 +273,8 @@ def _prior_trace(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         raise ValueError(
             f"a guide for a hand-written Pyro program needs example arguments, MeanField(model, x, y): {error}"
         ) from error
-    with torch.no_grad(), pyro.get_param_store().scope():  # the caller's parameter store stays as it is
+    with (
+        torch.no_grad(),
+        pyro.get_param_store().scope(),
+    ):  # the caller's parameter store stays as it is
         return poutine.trace(model).get_trace(*args, **kwargs)

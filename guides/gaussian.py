@@ -38,12 +38,16 @@ class FactorizedGaussian(PyroModule):
         weights = model.weights()
         self.names = list(weights)
         self.loc = nn.ParameterList(weight.clone() for weight in weights.values())
-        self.log_scale = nn.ParameterList(torch.full_like(weight, init_scale).log() for weight in weights.values())
+        self.log_scale = nn.ParameterList(
+            torch.full_like(weight, init_scale).log() for weight in weights.values()
+        )
 
     def forward(self, *args: object) -> None:
         """Sample every weight."""
         for name, loc, log_scale in zip(self.names, self.loc, self.log_scale, strict=True):
-            pyro.sample(name, dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(loc.dim()))
+            pyro.sample(
+                name, dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(loc.dim())
+            )
 
     @torch.no_grad()
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -46,7 +46,10 @@ class GroupNormalJeffreys(Factorized):
     """
 
     def __init__(
-        self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None
+        self,
+        model: BayesianNet,
+        init_log_variance: float = -9.0,
+        max_scale: dict[str, float] | None = None,
     ) -> None:
         sites = latent_sites(model)
         families = {name: family_for(name, site.support) for name, site in sites.items()}
@@ -60,7 +63,10 @@ class GroupNormalJeffreys(Factorized):
             )
         scale = math.exp(init_log_variance / 2)
         capped = capped_units("GroupNormalJeffreys", sites, stems, scale, max_scale or {})
-        posteriors = {name: capped.get(name) or families[name](site.initial, scale) for name, site in sites.items()}
+        posteriors = {
+            name: capped.get(name) or families[name](site.initial, scale)
+            for name, site in sites.items()
+        }
         super().__init__(posteriors, slab_widths(model))
         self.stems = stems
 
@@ -69,11 +75,17 @@ class GroupNormalJeffreys(Factorized):
         """Return log alpha of the groups of every weight."""
         q = self.distributions()
         scales = {name: q[f"{name}.scale"].base_dist for name in self.stems}
-        return {name: z.variance.log() - (z.mean.square() + 1e-8).log() for name, z in scales.items()}
+        return {
+            name: z.variance.log() - (z.mean.square() + 1e-8).log() for name, z in scales.items()
+        }
 
 
 def capped_units(
-    owner: str, sites: Mapping[str, Latent], stems: Sequence[str], init_scale: float, caps: Mapping[str, float]
+    owner: str,
+    sites: Mapping[str, Latent],
+    stems: Sequence[str],
+    init_scale: float,
+    caps: Mapping[str, float],
 ) -> dict[str, nn.Module]:
     """Return the families of the units whose standard deviation has a cap.
 
@@ -92,7 +104,8 @@ def capped_units(
             f"{owner}: max_scale names {', '.join(unknown)}; the weights with group scales are {', '.join(stems)}"
         )
     return {
-        f"{stem}.unit": CappedGaussian(sites[f"{stem}.unit"].initial, init_scale, cap) for stem, cap in caps.items()
+        f"{stem}.unit": CappedGaussian(sites[f"{stem}.unit"].initial, init_scale, cap)
+        for stem, cap in caps.items()
     }
 
 

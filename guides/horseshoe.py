@@ -48,7 +48,10 @@ class GroupHorseshoe(Factorized):
     """
 
     def __init__(
-        self, model: BayesianNet, init_log_variance: float = -9.0, max_scale: dict[str, float] | None = None
+        self,
+        model: BayesianNet,
+        init_log_variance: float = -9.0,
+        max_scale: dict[str, float] | None = None,
     ) -> None:
         sites = latent_sites(model)
         if not any(name.endswith(".scale.gamma") for name in sites):
@@ -57,11 +60,15 @@ class GroupHorseshoe(Factorized):
                 "use priors.Horseshoe(tau, decomposed=True)"
             )
         scale = math.exp(init_log_variance / 2)
-        stems = [name.removesuffix(".scale.gamma") for name in sites if name.endswith(".scale.gamma")]
+        stems = [
+            name.removesuffix(".scale.gamma") for name in sites if name.endswith(".scale.gamma")
+        ]
         capped = capped_units("GroupHorseshoe", sites, stems, scale, max_scale or {})
         posteriors = {}
         for name, site in sites.items():  # the units are real, the factors of the scales positive
-            posteriors[name] = capped.get(name) or family_for(name, site.support)(site.initial, scale)
+            posteriors[name] = capped.get(name) or family_for(name, site.support)(
+                site.initial, scale
+            )
         super().__init__(posteriors, slab_widths(model))
 
     @torch.no_grad()
@@ -73,7 +80,9 @@ class GroupHorseshoe(Factorized):
             if name.endswith("gamma")
         }
         modes = {}
-        for stem in (name.removesuffix(".scale.gamma") for name in q if name.endswith(".scale.gamma")):
+        for stem in (
+            name.removesuffix(".scale.gamma") for name in q if name.endswith(".scale.gamma")
+        ):
             a, b = q[f"{stem}.scale.gamma"], q[f"{stem}.scale.inverse_gamma"]
             # log z = (log a + log b) / 2
             modes[stem] = (a.scale.square() + b.scale.square()) / 4 - (a.loc + b.loc) / 2

@@ -34,9 +34,16 @@ class MeanField(Factorized):
     [('weight.global_scale', 'LogNormal'), ('weight.scale', 'LogNormal'), ('weight.unit', 'Gaussian')]
     """
 
-    def __init__(self, model: Callable[..., Any], *args: Any, init_scale: float = 1e-2, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Callable[..., Any], *args: Any, init_scale: float = 1e-2, **kwargs: Any
+    ) -> None:
         if not init_scale > 0:
             raise ValueError(f"MeanField: expected init_scale above zero, got {init_scale}")
         sites = latent_sites(model, *args, **kwargs)
-        families = {name: family_for(name, site.support)(site.initial, init_scale) for name, site in sites.items()}
-        super().__init__(families, slab_widths(model), {name: site.plates for name, site in sites.items()})
+        families = {
+            name: family_for(name, site.support)(site.initial, init_scale)
+            for name, site in sites.items()
+        }
+        super().__init__(
+            families, slab_widths(model), {name: site.plates for name, site in sites.items()}
+        )

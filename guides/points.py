@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_bnn.affine import Affine, draw_output, scaled, transposed
 from pyro_bnn.distributions import Point
+from pyro_bnn.variational.layer_rules import AffineOp, draw_output, scaled, transposed
 
 __all__ = ["PointWeights"]
 
@@ -33,8 +33,12 @@ class PointWeights(nn.Module):
 
 
 @draw_output.register
-def _(distribution: Point, op: Affine, x: Tensor, bias: Any = None) -> Tensor:
-    return op(x, distribution.loc, bias.rsample() if isinstance(bias, torch.distributions.Normal) else bias)
+def _(distribution: Point, op: AffineOp, x: Tensor, bias: Any = None) -> Tensor:
+    return op(
+        x,
+        distribution.loc,
+        bias.rsample() if isinstance(bias, torch.distributions.Normal) else bias,
+    )
 
 
 @scaled.register

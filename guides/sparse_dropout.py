@@ -49,10 +49,17 @@ class SparseVariationalDropout(Factorized):
     """
 
     def __init__(
-        self, model: BayesianNet, init_log_variance: float = -10.0, clip: float | None = 8.0, mask: float | None = 3.0
+        self,
+        model: BayesianNet,
+        init_log_variance: float = -10.0,
+        clip: float | None = 8.0,
+        mask: float | None = 3.0,
     ) -> None:
         sites = real_sites("SparseVariationalDropout", model)
-        noises = {name: AdditiveNoise(site.initial, init_log_variance, clip, mask) for name, site in sites.items()}
+        noises = {
+            name: AdditiveNoise(site.initial, init_log_variance, clip, mask)
+            for name, site in sites.items()
+        }
         super().__init__(noises)
 
     @torch.no_grad()
@@ -64,7 +71,9 @@ class SparseVariationalDropout(Factorized):
 class AdditiveNoise(nn.Module):
     """The posterior of one weight tensor: parameters ``loc`` and ``log_variance``."""
 
-    def __init__(self, initial: Tensor, init_log_variance: float, clip: float | None, mask: float | None) -> None:
+    def __init__(
+        self, initial: Tensor, init_log_variance: float, clip: float | None, mask: float | None
+    ) -> None:
         super().__init__()
         self.loc = nn.Parameter(initial.detach().clone())
         self.log_variance = nn.Parameter(torch.full_like(initial, init_log_variance))
@@ -80,4 +89,6 @@ class AdditiveNoise(nn.Module):
         """Return q as one event."""
         log_alpha = self.log_alpha()
         keep = None if self.mask is None else log_alpha < self.mask
-        return GaussianDropout(self.loc, log_alpha, keep, validate_args=False).to_event(self.loc.dim())
+        return GaussianDropout(self.loc, log_alpha, keep, validate_args=False).to_event(
+            self.loc.dim()
+        )

@@ -94,7 +94,9 @@ class TruncatedNoise(nn.Module):
 
     def forward(self) -> torch.distributions.Distribution:
         """Return q as one event."""
-        q = TruncatedLogNormal(self.loc, self.log_scale.exp(), self.low, self.high, validate_args=False)
+        q = TruncatedLogNormal(
+            self.loc, self.log_scale.exp(), self.low, self.high, validate_args=False
+        )
         return q.to_event(self.loc.dim())
 
 

@@ -25,7 +25,9 @@ class LeNet300100(nn.Module):
         outputs: classes.
     """
 
-    def __init__(self, inputs: int = 784, hidden: tuple[int, int] = (300, 100), outputs: int = 10) -> None:
+    def __init__(
+        self, inputs: int = 784, hidden: tuple[int, int] = (300, 100), outputs: int = 10
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(inputs, hidden[0])
         self.fc2 = nn.Linear(hidden[0], hidden[1])
@@ -62,7 +64,9 @@ class LeNet5(nn.Module):
     ) -> None:
         super().__init__()
         self.image = (channels, size, size)
-        left = ((size - 4) // 2 - 4) // 2  # two convolutions of 5 without padding, each followed by pooling of 2
+        left = (
+            (size - 4) // 2 - 4
+        ) // 2  # two convolutions of 5 without padding, each followed by pooling of 2
         if left < 1:
             raise ValueError(
                 f"LeNet5: images of {size} x {size} pixels vanish in two convolutions of 5 x 5; use size >= 16"
@@ -95,7 +99,9 @@ def lenet_300_100(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet
     chosen = priors.LogUniform() if prior is None else prior
     by_layer: dict[Any, Any] = {"fc1.weight": chosen, "fc2.weight": chosen, "fc3.weight": chosen}
     net = _small_weights(LeNet300100(**sizes))
-    return BayesianNet(net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data)
+    return BayesianNet(
+        net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data
+    )
 
 
 def lenet_5(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
@@ -115,7 +121,9 @@ def lenet_5(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
         "fc2.weight": chosen,
     }
     net = _small_weights(LeNet5(**sizes))
-    return BayesianNet(net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data)
+    return BayesianNet(
+        net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data
+    )
 
 
 @torch.no_grad()

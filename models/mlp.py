@@ -52,7 +52,9 @@ def mlp_classifier(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNe
         prior: of the weights.
         sizes: those of :class:`MLP`.
     """
-    return BayesianNet(MLP(**sizes), prior or priors.Normal(1.0), likelihoods.Categorical(), num_data)
+    return BayesianNet(
+        MLP(**sizes), prior or priors.Normal(1.0), likelihoods.Categorical(), num_data
+    )
 
 
 def mlp_regressor(num_data: int, prior: Any = None, noise: Any = None, **sizes: Any) -> BayesianNet:
@@ -65,4 +67,6 @@ def mlp_regressor(num_data: int, prior: Any = None, noise: Any = None, **sizes: 
         sizes: those of :class:`MLP`.
     """
     net = MLP(**{"hidden": (50,), "outputs": 1, "activation": nn.Tanh, **sizes})
-    return BayesianNet(net, {"*": prior or priors.Normal(1.0)}, likelihoods.Gaussian(noise), num_data)
+    return BayesianNet(
+        net, {"*": prior or priors.Normal(1.0)}, likelihoods.Gaussian(noise), num_data
+    )

@@ -33,18 +33,27 @@ class VGG(nn.Module):
     (2017), section 5.3.
     """
 
-    def __init__(self, width: float = 1.0, size: int = 32, channels: int = 3, outputs: int = 10) -> None:
+    def __init__(
+        self, width: float = 1.0, size: int = 32, channels: int = 3, outputs: int = 10
+    ) -> None:
         super().__init__()
         if size < 32 or size % 32:
-            raise ValueError(f"VGG: five poolings of 2 need images of 32 x 32 (or a multiple), got {size} x {size}")
+            raise ValueError(
+                f"VGG: five poolings of 2 need images of 32 x 32 (or a multiple), got {size} x {size}"
+            )
         if not round(64 * width) >= 1:
-            raise ValueError(f"VGG: a width of {width} leaves no filters in the first layer; use at least 1/64")
+            raise ValueError(
+                f"VGG: a width of {width} leaves no filters in the first layer; use at least 1/64"
+            )
         layers: list[nn.Module] = []
         for block in _BLOCKS:
             for filters in block:
                 scaled = round(filters * width)
                 # no bias: batch normalisation would take it off again
-                layers += [nn.Conv2d(channels, scaled, 3, padding=1, bias=False), _norm(nn.BatchNorm2d, scaled)]
+                layers += [
+                    nn.Conv2d(channels, scaled, 3, padding=1, bias=False),
+                    _norm(nn.BatchNorm2d, scaled),
+                ]
                 layers.append(nn.ReLU())
                 channels = scaled
             layers.append(nn.MaxPool2d(2))
@@ -64,7 +73,9 @@ def _norm(kind: type[nn.Module], width: int) -> nn.Module:
     return kind(width, eps=1e-3)
 
 
-def vgg(num_data: int, prior: Any = None, net: nn.Module | None = None, **sizes: Any) -> BayesianNet:
+def vgg(
+    num_data: int, prior: Any = None, net: nn.Module | None = None, **sizes: Any
+) -> BayesianNet:
     """Return the VGG-like network as a Pyro model: a group normal-Jeffreys prior (or another) on kernels and weights,
     batch normalisation and the last bias learned, categorical likelihood.
 
@@ -81,6 +92,10 @@ def vgg(num_data: int, prior: Any = None, net: nn.Module | None = None, **sizes:
         ValueError: sizes as well as a network that has its own.
     """
     if net is not None and sizes:
-        raise ValueError(f"vgg: the network has its sizes already; leave out {', '.join(sizes)}, or net")
+        raise ValueError(
+            f"vgg: the network has its sizes already; leave out {', '.join(sizes)}, or net"
+        )
     chosen = priors.NormalJeffreys() if prior is None else prior
-    return BayesianNet(VGG(**sizes) if net is None else net, chosen, likelihoods.Categorical(), num_data)
+    return BayesianNet(
+        VGG(**sizes) if net is None else net, chosen, likelihoods.Categorical(), num_data
+    )

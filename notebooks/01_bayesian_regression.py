@@ -136,7 +136,14 @@ print("sites:", sorted(pyro.poutine.trace(model).get_trace(grid).stochastic_node
 # %%
 guide = MeanField(model, x, y, init_scale=0.05)
 epochs = 1500
-result = fit(model, guide, (x, y), epochs=epochs, learning_rate=lambda epoch: 0.03 * (1 - epoch / epochs), seed=1)
+result = fit(
+    model,
+    guide,
+    (x, y),
+    epochs=epochs,
+    learning_rate=lambda epoch: 0.03 * (1 - epoch / epochs),
+    seed=1,
+)
 posterior = result.posterior
 history = result.history
 print(f"data term {history['data'][-1]:.3f}, KL {history['kl'][-1]:.3f} nats per datum")
@@ -144,7 +151,12 @@ print(f"data term {history['data'][-1]:.3f}, KL {history['kl'][-1]:.3f} nats per
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 axes[0].plot(history["epoch"], history["data"], lw=0.5)
-axes[0].set(title="data term: minus the expected log-likelihood", xlabel="epoch", ylabel="nats per datum", ylim=(-1, 3))
+axes[0].set(
+    title="data term: minus the expected log-likelihood",
+    xlabel="epoch",
+    ylabel="nats per datum",
+    ylim=(-1, 3),
+)
 axes[1].plot(history["epoch"], history["kl"], lw=0.5, color="C1")
 axes[1].set(title="KL to the prior", xlabel="epoch", ylabel="nats per datum")
 figure.tight_layout()
@@ -165,7 +177,9 @@ line = grid.squeeze(1)
 axes[0].plot(line, prior_functions[:20].T, color="C7", lw=0.7)
 low, high = prior["y"].quantile(0.05, dim=0), prior["y"].quantile(0.95, dim=0)
 axes[0].fill_between(line, low, high, color="C7", alpha=0.25, lw=0)
-axes[0].set(title="prior: 20 functions and the 90 % band of y", ylim=(-5, 5), xlabel="x", ylabel="y")
+axes[0].set(
+    title="prior: 20 functions and the 90 % band of y", ylim=(-5, 5), xlabel="x", ylabel="y"
+)
 axes[1].fill_between(line, lower, upper, color="C0", alpha=0.25, lw=0, label="90 % band of y")
 axes[1].plot(line, functions.T, color="C0", lw=0.5, alpha=0.6)
 axes[1].plot(line, truth(line), "k--", lw=1, label="truth")
@@ -190,7 +204,13 @@ axis.stackplot(
     colors=["C1", "C0"],
     alpha=0.7,
 )
-axis.set(title="where the variance of y comes from", xlabel="x", ylabel="variance", yscale="log", ylim=(5e-3, None))
+axis.set(
+    title="where the variance of y comes from",
+    xlabel="x",
+    ylabel="variance",
+    yscale="log",
+    ylim=(5e-3, None),
+)
 axis.legend(frameon=False)
 
 # %% [markdown]

@@ -34,7 +34,7 @@ import torch
 import xarray
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 
-from pyro_bnn import Posterior, fit, mcmc
+from pyro_bnn import Posterior, fit, mcmc, plotting
 from pyro_bnn.diagnostics import compare, summary, to_arviz
 from pyro_bnn.guides import MeanField
 from pyro_bnn.models import linear_regression, mlp_regression
@@ -87,8 +87,12 @@ model = mlp_regression(num_data=40, hidden=16, noise=noise)
 # %%
 hmc = mcmc.hmc(model, (x, y), chains=8, warmup=500, draws=500, seed=0)
 statistics = hmc.statistics
-print(f"acceptance {statistics['acceptance_rate'].mean():.2f}, {int(statistics['diverging'].sum())} divergent draws")
-print(f"{statistics['n_steps'].mean():.0f} steps per draw, {hmc.facts['gradients']:,} gradients in all")
+print(
+    f"acceptance {statistics['acceptance_rate'].mean():.2f}, {int(statistics['diverging'].sum())} divergent draws"
+)
+print(
+    f"{statistics['n_steps'].mean():.0f} steps per draw, {hmc.facts['gradients']:,} gradients in all"
+)
 
 # %% [markdown]
 # ### Did it converge?
@@ -103,7 +107,9 @@ places = torch.tensor([-1.5, 0.0, 1.5])[:, None]
 
 def with_functions(posterior, draws=None):
     data = to_arviz(posterior, (x, y), draws=draws)
-    sites = {name: torch.from_numpy(data["posterior"][name].values) for name in ("w1", "b1", "w2", "b2")}
+    sites = {
+        name: torch.from_numpy(data["posterior"][name].values) for name in ("w1", "b1", "w2", "b2")
+    }
     values = Posterior.from_draws(model, sites).functions(places)["mean"]  # (chain, draw, place)
     data["posterior"]["f"] = xarray.DataArray(
         values.numpy(), dims=("chain", "draw", "at"), coords={"at": places.squeeze(1).numpy()}
@@ -116,7 +122,9 @@ weights = summary(hmc_arviz, var_names=["w1", "b1", "w2"])
 functions = summary(hmc_arviz, var_names=["f"])
 for label, table in [("48 weights of hidden units", weights), ("3 values of f", functions)]:
     rhat, ess = table["r_hat"].astype(float), table["ess_bulk"].astype(float)
-    print(f"{label:28s}R-hat up to {rhat.max():.2f}, effective draws from {ess.min():.0f} (of 4000)")
+    print(
+        f"{label:28s}R-hat up to {rhat.max():.2f}, effective draws from {ess.min():.0f} (of 4000)"
+    )
 assert weights["r_hat"].astype(float).max() > 1.03 > functions["r_hat"].astype(float).max()
 
 # %% [markdown]
@@ -137,7 +145,9 @@ print(f"the functions by {(same - hmc.functions(grid)['mean']).abs().max():.0e} 
 # %%
 unit = int(summary(hmc_arviz, var_names=["w1"])["r_hat"].astype(float).argmax())
 plot_trace = getattr(az, "plot_trace_dist", az.plot_trace)  # its name in ArviZ 1.x
-plot_trace(hmc_arviz, var_names=["w1", "f"], coords={"w1_dim_1": [unit], "at": [0.0]}, compact=False)
+plot_trace(
+    hmc_arviz, var_names=["w1", "f"], coords={"w1_dim_1": [unit], "at": [0.0]}, compact=False
+)
 plt.gcf().tight_layout()
 
 # %% [markdown]
@@ -253,7 +263,7 @@ comparison = compare(posteriors, grid, y_grid, reference="HMC", data=(x, y))
 print(comparison)
 
 # %%
-comparison.plot()
+plotting.plot_comparison(comparison)
 
 # %% [markdown]
 # Above, what each method says of f and of y; below, the sd of f(x) over that of the reference, at the data and between
@@ -262,7 +272,10 @@ comparison.plot()
 # %%
 at = grid.squeeze(1).abs()
 gap, near = at < 0.4, (at > 1.2) & (at < 2)
-ratios = {name: curve.stddev / comparison.curves["HMC"].stddev for name, curve in comparison.curves.items()}
+ratios = {
+    name: curve.stddev / comparison.curves["HMC"].stddev
+    for name, curve in comparison.curves.items()
+}
 print(f"{'sd of f(x) over that of HMC':30s}at the data    in the gap")
 for name, ratio in ratios.items():
     print(f"{name:30s}{ratio[near].mean():11.2f}{ratio[gap].mean():14.2f}")
@@ -270,7 +283,9 @@ small, large = list(sgld)
 assert ratios["mean field"][gap].mean() < 0.5
 assert ratios["full rank"][gap].mean() < 0.5
 assert 1 < ratios["full rank"][near].mean() < ratios["mean field"][near].mean()
-assert 1 < ratios[f"SGLD, {small:.0e}"][near].mean() < 1.4 < ratios[f"SGLD, {large:.0e}"][near].mean()
+assert (
+    1 < ratios[f"SGLD, {small:.0e}"][near].mean() < 1.4 < ratios[f"SGLD, {large:.0e}"][near].mean()
+)
 
 # %% [markdown]
 # * **Mean field** is wrong in both directions. In the gap it is far too sure. At the data, where the answer is known

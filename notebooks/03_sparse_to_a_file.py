@@ -30,7 +30,8 @@ from tempfile import mkdtemp
 import matplotlib.pyplot as plt
 import torch
 
-from pyro_bnn import compression, data, fit, linear_warmup
+from pyro_bnn import compression, fit, linear_warmup
+from pyro_bnn.datasets import base as data
 from pyro_bnn.distributions import kl_log_uniform, kl_log_uniform_approximate
 from pyro_bnn.guides import SparseVariationalDropout
 from pyro_bnn.models import lenet_300_100
@@ -124,7 +125,13 @@ axes[1].set(title="how often a pixel is read", xticks=[], yticks=[])
 teacher = result.posterior.predict(digits.x_train).mean
 quantised = compression.quantize(pruned, levels=8)
 tuned = compression.fine_tune(
-    quantised, digits.train, teacher=teacher, epochs=100, batch_size=100, start=pruned, progress=False
+    quantised,
+    digits.train,
+    teacher=teacher,
+    epochs=100,
+    batch_size=100,
+    start=pruned,
+    progress=False,
 )
 path = Path(mkdtemp()) / "digits.pbnn"
 print(compression.save(tuned, path))

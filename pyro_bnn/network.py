@@ -75,7 +75,9 @@ class BayesianNet(PyroModule):
     ) -> None:
         super().__init__()
         if num_data < 1:
-            raise ValueError(f"BayesianNet: num_data is the number of training examples, at least 1; got {num_data}")
+            raise ValueError(
+                f"BayesianNet: num_data is the number of training examples, at least 1; got {num_data}"
+            )
         if subsample_size is not None and not 1 <= subsample_size <= num_data:
             raise ValueError(
                 f"BayesianNet: expected subsample_size in 1 ... {num_data} (num_data), got {subsample_size}"
@@ -89,7 +91,9 @@ class BayesianNet(PyroModule):
         self.num_data = num_data
         self.subsample_size = subsample_size
         self.sites: list[WeightSite] = []
-        self.priors = nn.ModuleDict()  # a prior with buffers or parameters of its own moves and trains with the model
+        self.priors = (
+            nn.ModuleDict()
+        )  # a prior with buffers or parameters of its own moves and trains with the model
         self._plain_priors: dict[str, Prior] = {}
         self._reads_checked = False
         self._order = [name for name, _ in net.named_parameters(remove_duplicate=False)]
@@ -154,7 +158,9 @@ class BayesianNet(PyroModule):
             expected, value = tuple(getattr(owner, attribute).shape), weights.get(site.name)
             if value is None or value.shape != expected:
                 received = "none" if value is None else f"one of shape {tuple(value.shape)}"
-                raise ValueError(f"network_with: expected a weight {site.name!r} of shape {expected}, got {received}")
+                raise ValueError(
+                    f"network_with: expected a weight {site.name!r} of shape {expected}, got {received}"
+                )
             parameter = nn.Parameter(value.detach().clone())
             for alias in site.aliases:
                 owner, attribute = _owner(net, alias)
@@ -174,7 +180,11 @@ class BayesianNet(PyroModule):
 
     def free_parameters(self) -> dict[str, nn.Parameter]:
         """Return what is learned by maximum likelihood: biases, batch-norm parameters, a learned noise scale."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def freeze(self) -> BayesianNet:
         """Hold every free parameter at its present value, so that only the sites are unknown; return the model."""
@@ -186,7 +196,9 @@ class BayesianNet(PyroModule):
 
     @property
     def _network(self) -> nn.Module:
-        return cast(nn.Module, self._modules["net"])  # reading self.net would be a parameter statement
+        return cast(
+            nn.Module, self._modules["net"]
+        )  # reading self.net would be a parameter statement
 
     def _draw(self, site: WeightSite) -> Tensor:
         owner, attribute = _owner(self._network, site.name)
@@ -223,14 +235,20 @@ class BayesianNet(PyroModule):
         if y is None:
             return pyro.plate("data", len(x), subsample=everything)
         if self.subsample_size is not None and len(x) == self.num_data:
-            return pyro.plate("data", self.num_data, subsample_size=self.subsample_size, device=str(x.device))
+            return pyro.plate(
+                "data", self.num_data, subsample_size=self.subsample_size, device=str(x.device)
+            )
         return pyro.plate("data", self.num_data, subsample=everything)
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         if y is not None and len(x) != len(y):
-            raise ValueError(f"BayesianNet: x and y must have the same length, got {len(x)} and {len(y)}")
+            raise ValueError(
+                f"BayesianNet: x and y must have the same length, got {len(x)} and {len(y)}"
+            )
         if y is not None and len(x) > self.num_data:
-            raise ValueError(f"BayesianNet: got {len(x)} examples, but there are only num_data={self.num_data} in all")
+            raise ValueError(
+                f"BayesianNet: got {len(x)} examples, but there are only num_data={self.num_data} in all"
+            )
 
 
 class InitialValues(Messenger):
@@ -250,7 +268,11 @@ class InitialValues(Messenger):
         if msg["name"] in self.names:
             msg["value"] = self.initial
         else:
-            msg["value"] = self.initial.new_ones(msg["fn"].shape()) if default is None else default.to(self.initial)
+            msg["value"] = (
+                self.initial.new_ones(msg["fn"].shape())
+                if default is None
+                else default.to(self.initial)
+            )
         msg["done"] = True
 
 
@@ -261,20 +283,30 @@ class _Reads(TorchFunctionMode):
         super().__init__()
         self.seen: set[int] = set()
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         # .T reads numbers, .shape does not
         if getattr(func, "__name__", "") != "__get__" or isinstance(result, Tensor):
-            self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            self.seen.update(
+                id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+            )
         return result
 
 
 def _observable(distribution: dist.TorchDistribution, y: Tensor | None) -> dist.TorchDistribution:
     """Return the distribution of the data, once they are of a dtype that it can have."""
     base = getattr(distribution, "base_dist", distribution)
-    if y is not None and not y.is_floating_point() and isinstance(base, torch.distributions.Bernoulli):
-        raise ValueError(f"BayesianNet: yes-or-no data are 0. and 1. of a float dtype, got {y.dtype}; use y.float()")
+    if (
+        y is not None
+        and not y.is_floating_point()
+        and isinstance(base, torch.distributions.Bernoulli)
+    ):
+        raise ValueError(
+            f"BayesianNet: yes-or-no data are 0. and 1. of a float dtype, got {y.dtype}; use y.float()"
+        )
     return distribution
 
 
@@ -292,7 +324,11 @@ _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn
 
 
 def _is_weight(layer: nn.Module, attribute: str) -> bool:
-    return getattr(layer, attribute).dim() >= 2 and "bias" not in attribute and not isinstance(layer, _NORMALISATION)
+    return (
+        getattr(layer, attribute).dim() >= 2
+        and "bias" not in attribute
+        and not isinstance(layer, _NORMALISATION)
+    )
 
 
 def _key(name: str) -> str:
@@ -313,7 +349,10 @@ def _places(net: nn.Module) -> dict[str, tuple[str, ...]]:
     seen: set[tuple[int, str]] = set()
     for name, parameter in net.named_parameters(remove_duplicate=False):
         owner, attribute = _owner(net, name)
-        if (id(owner), attribute) not in seen:  # a module registered twice has two names but is one place
+        if (
+            id(owner),
+            attribute,
+        ) not in seen:  # a module registered twice has two names but is one place
             seen.add((id(owner), attribute))
             names.setdefault(id(parameter), []).append(name)
     return {places[0]: tuple(places) for places in names.values()}
@@ -331,13 +370,19 @@ def _assign(
                 near = difflib.get_close_matches(str(key), places, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 there = ", ".join(places) or "none"
-                raise ValueError(f"BayesianNet: the prior for {key!r} fits no parameter; there are {there}{hint}")
+                raise ValueError(
+                    f"BayesianNet: the prior for {key!r} fits no parameter; there are {there}{hint}"
+                )
     else:
         chosen = {name: prior if _is_weight(*_owner(net, name)) else None for name in places}
-    found = [(name, places[name], _checked(prior)) for name, prior in chosen.items() if prior is not None]
+    found = [
+        (name, places[name], _checked(prior)) for name, prior in chosen.items() if prior is not None
+    ]
     if not found:
         there = ", ".join(places) or "none"
-        raise ValueError(f"BayesianNet: no weight is left to be uncertain; the network's parameters are {there}")
+        raise ValueError(
+            f"BayesianNet: no weight is left to be uncertain; the network's parameters are {there}"
+        )
     return found
 
 

@@ -8,14 +8,16 @@ import textwrap
 
 import pytest
 
-from pyro_bnn.compiled import traced
 from pyro_bnn.mcmc import chains
+from pyro_bnn.runtime.compile import traced
 
 
 @pytest.fixture
 def traced_samplers(monkeypatch):
     """Run samplers on the traced operations, one by one: a tenth of the time of Pyro, and nothing to compile."""
-    monkeypatch.setattr(chains, "compiled", lambda function, examples, what: traced(function, examples))
+    monkeypatch.setattr(
+        chains, "compiled", lambda function, examples, what: traced(function, examples)
+    )
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def seeded_bug(monkeypatch):
         module = sys.modules[original.__module__]
         namespace = {}
         flags = __future__.annotations.compiler_flag
-        code = compile(source.replace(right, wrong), "<seeded bug>", "exec", flags=flags, dont_inherit=True)
+        code = compile(
+            source.replace(right, wrong), "<seeded bug>", "exec", flags=flags, dont_inherit=True
+        )
         exec(code, vars(module), namespace)
         monkeypatch.setattr(owner, name, namespace[name])
 

@@ -33,7 +33,9 @@ def test_bernoulli_with_several_labels_sums_over_them():
     outputs, y = torch.randn(7, 3), torch.randint(2, (7, 3)).float()
     q = likelihoods.Bernoulli()(outputs)
     assert (q.batch_shape, q.event_shape) == ((7,), (3,))
-    assert torch.allclose(q.log_prob(y), -F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(-1))
+    assert torch.allclose(
+        q.log_prob(y), -F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(-1)
+    )
 
 
 @pytest.mark.parametrize("shape", [(7,), (7, 1), (1, 1)])
@@ -67,10 +69,14 @@ def test_a_learned_noise_finds_the_residuals():
 
     for _ in range(5):
         optimizer.step(closure)
-    assert likelihood.log_scale.exp().item() == pytest.approx(residual.square().mean().sqrt().item(), rel=1e-4)
+    assert likelihood.log_scale.exp().item() == pytest.approx(
+        residual.square().mean().sqrt().item(), rel=1e-4
+    )
 
 
-@pytest.mark.parametrize("prior", [dist.HalfNormal(0.5), torch.distributions.LogNormal(0.0, 0.1), dist.Gamma(2.0, 1.0)])
+@pytest.mark.parametrize(
+    "prior", [dist.HalfNormal(0.5), torch.distributions.LogNormal(0.0, 0.1), dist.Gamma(2.0, 1.0)]
+)
 def test_an_inferred_noise_is_one_site_outside_the_plate(prior):
     model = BayesianNet(nn.Linear(3, 1), priors.Normal(), likelihoods.Gaussian(prior), num_data=5)
     x, y = torch.randn(5, 3), torch.randn(5)
@@ -78,14 +84,19 @@ def test_an_inferred_noise_is_one_site_outside_the_plate(prior):
     site = trace.nodes["noise"]
     assert site["value"].shape == ()
     assert not site["cond_indep_stack"]
-    assert float(site["fn"].log_prob(torch.tensor(0.7))) == pytest.approx(float(prior.log_prob(torch.tensor(0.7))))
+    assert float(site["fn"].log_prob(torch.tensor(0.7))) == pytest.approx(
+        float(prior.log_prob(torch.tensor(0.7)))
+    )
     assert torch.equal(trace.nodes["y"]["fn"].scale, site["value"].expand(5))
     assert not list(model.likelihood.parameters())
 
 
 def test_any_function_of_the_outputs_is_a_likelihood():
     model = BayesianNet(
-        nn.Linear(3, 1), priors.Normal(), lambda outputs: dist.Poisson(outputs.exp().squeeze(-1)), num_data=5
+        nn.Linear(3, 1),
+        priors.Normal(),
+        lambda outputs: dist.Poisson(outputs.exp().squeeze(-1)),
+        num_data=5,
     )
     y = torch.arange(5.0)
     site = poutine.trace(model).get_trace(torch.randn(5, 3), y).nodes["y"]
@@ -99,6 +110,13 @@ def test_a_scale_that_is_not_positive_is_refused(scale):
 
 
 def test_the_noise_follows_to_double_precision():
-    for likelihood in (likelihoods.Gaussian(0.3), likelihoods.Gaussian(), likelihoods.Gaussian(dist.HalfNormal(1.0))):
+    for likelihood in (
+        likelihoods.Gaussian(0.3),
+        likelihoods.Gaussian(),
+        likelihoods.Gaussian(dist.HalfNormal(1.0)),
+    ):
         likelihood = likelihood.double()
-        assert likelihood(torch.zeros(2, dtype=torch.float64), **likelihood.sites()).scale.dtype == torch.float64
+        assert (
+            likelihood(torch.zeros(2, dtype=torch.float64), **likelihood.sites()).scale.dtype
+            == torch.float64
+        )

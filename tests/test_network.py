@@ -92,7 +92,9 @@ class Shared(nn.Module):
 class Nested(nn.Module):
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"last": nn.Linear(3, 3)})["last"])])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"last": nn.Linear(3, 3)})["last"])]
+        )
         self.scale = nn.Parameter(torch.ones(3))
         self.keys = nn.Parameter(torch.randn(2, 3))
 
@@ -131,7 +133,9 @@ networks = pytest.mark.parametrize("name", NETWORKS)
 
 
 def bayesian(net, prior=None, num_data=6, **options):
-    return BayesianNet(net, prior or priors.Normal(), likelihoods.Categorical(), num_data, **options)
+    return BayesianNet(
+        net, prior or priors.Normal(), likelihoods.Categorical(), num_data, **options
+    )
 
 
 def new_weights(model):
@@ -177,7 +181,9 @@ def test_outputs_are_those_of_the_plain_network_with_these_weights(name, mode):
             outputs = poutine.condition(model, weights)(x)
             expected = plain(x)
         torch.testing.assert_close(outputs, expected)
-        assert (outputs - net(x)).abs().max() > 1e-3  # they are other weights than the network's own
+        assert (
+            outputs - net(x)
+        ).abs().max() > 1e-3  # they are other weights than the network's own
 
 
 @networks
@@ -202,7 +208,8 @@ def test_a_forward_pass_leaves_the_same_objects(name):
     assert_same_objects(before, tensors_of(model.net))
     copied = copy.deepcopy(model)  # no sample with a history is kept anywhere
     torch.testing.assert_close(
-        poutine.condition(copied.eval(), model.weights())(x), poutine.condition(model.eval(), model.weights())(x)
+        poutine.condition(copied.eval(), model.weights())(x),
+        poutine.condition(model.eval(), model.weights())(x),
     )
 
 
@@ -267,7 +274,9 @@ def test_network_with_gives_back_a_plain_network(name):
     weights = new_weights(model)
     back, plain = model.network_with(weights), load(net, model, weights)
     assert type(back) is type(net)
-    assert [name for name, _ in back.named_parameters()] == [name for name, _ in net.named_parameters()]
+    assert [name for name, _ in back.named_parameters()] == [
+        name for name, _ in net.named_parameters()
+    ]
     assert back.state_dict().keys() == net.state_dict().keys()
     torch.testing.assert_close(back(x), plain(x))
     net.load_state_dict(back.state_dict())
@@ -279,12 +288,19 @@ def test_network_with_gives_back_a_plain_network(name):
 
 
 @networks
-@pytest.mark.filterwarnings("ignore::pyro_bnn.reparameterization.ReparameterizationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::pyro_bnn.variational.reparameterization.ReparameterizationWarning"
+)
 def test_under_local_reparameterization(name):
     make, inputs = NETWORKS[name]
     model, x = bayesian(make()), inputs()
-    guide = guides.MeanField(model, init_scale=1e-6)  # hardly any noise: every way leads to the network's own outputs
-    twice = {"tied weights": ["table.weight", "encoder.weight", "decoder.weight"], "shared layer": ["a.weight"]}
+    guide = guides.MeanField(
+        model, init_scale=1e-6
+    )  # hardly any noise: every way leads to the network's own outputs
+    twice = {
+        "tied weights": ["table.weight", "encoder.weight", "decoder.weight"],
+        "shared layer": ["a.weight"],
+    }
     loss = ELBO(model.eval(), local_reparameterization(guide, hide=twice.get(name, [])))
     outputs = loss.trace(x, torch.randint(2, (6,))).nodes["y"]["fn"].logits
     expected = model.network_with(model.weights())(x).log_softmax(-1)
@@ -293,7 +309,9 @@ def test_under_local_reparameterization(name):
 
 def test_network_with_refuses_weights_that_do_not_fit():
     model = bayesian(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"'weight' of shape \(2, 3\), got one of shape \(5, 2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"'weight' of shape \(2, 3\), got one of shape \(5, 2, 3\)"
+    ):
         model.network_with({"weight": torch.zeros(5, 2, 3)})
     with pytest.raises(ValueError, match="got none"):
         model.network_with({})
@@ -310,7 +328,9 @@ def test_tied_weights_are_one_site_in_all_places():
     back = model.network_with(new_weights(model))
     assert back.out.weight is back.table.weight
     assert back.again.weight is back.encoder.weight
-    assert bayesian(Tied(), {"out.weight": priors.Normal()}).names == ["table.weight"]  # any of its names will do
+    assert bayesian(Tied(), {"out.weight": priors.Normal()}).names == [
+        "table.weight"
+    ]  # any of its names will do
 
 
 def test_a_module_of_two_names_is_one_site():
@@ -329,7 +349,9 @@ def test_batch_norm_updates_its_running_statistics_in_training_only():
     poutine.condition(model, weights)(x)
     plain(x)
     for key in ("running_mean", "running_var", "num_batches_tracked"):
-        torch.testing.assert_close(getattr(model.net.features[1], key), getattr(plain.features[1], key))
+        torch.testing.assert_close(
+            getattr(model.net.features[1], key), getattr(plain.features[1], key)
+        )
     assert (net.features[1].running_mean == 0).all()
     before = model.net.features[1].running_mean.clone()
     poutine.condition(model.eval(), weights)(x)
@@ -359,7 +381,11 @@ def test_the_group_axis_of_every_kind_of_layer():
         def __init__(self):
             super().__init__()
             self.linear, self.table, self.lstm = nn.Linear(3, 4), nn.Embedding(7, 5), nn.LSTM(3, 2)
-            self.conv1, self.conv2, self.conv3 = nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, 3), nn.Conv3d(4, 6, 3)
+            self.conv1, self.conv2, self.conv3 = (
+                nn.Conv1d(4, 6, 3),
+                nn.Conv2d(4, 6, 3),
+                nn.Conv3d(4, 6, 3),
+            )
             self.up1, self.up2 = nn.ConvTranspose1d(4, 6, 3), nn.ConvTranspose2d(4, 6, 3)
             self.mha, self.own = nn.MultiheadAttention(4, 2), nn.Parameter(torch.randn(2, 3))
 
@@ -371,23 +397,36 @@ def test_the_group_axis_of_every_kind_of_layer():
         "linear.weight": 1,  # the input units
         "table.weight": 0,  # one vector
         **dict.fromkeys(("conv1.weight", "conv2.weight", "conv3.weight"), 0),  # the output channels
-        **dict.fromkeys(("up1.weight", "up2.weight"), 1),  # likewise: these kernels are (in, out, ...)
+        **dict.fromkeys(
+            ("up1.weight", "up2.weight"), 1
+        ),  # likewise: these kernels are (in, out, ...)
         **dict.fromkeys(("mha.in_proj_weight", "mha.out_proj.weight"), 1),
     }
     assert calls["lstm.weight_ih_l0"] == ((8, 3), 1)
     assert calls["own"] == ((2, 3), 1)
     assert calls["linear.bias"] == ((4,), None)
-    assert {site.name: site.group_dim for site in model.sites} == {name: axis for name, (_, axis) in calls.items()}
+    assert {site.name: site.group_dim for site in model.sites} == {
+        name: axis for name, (_, axis) in calls.items()
+    }
 
 
 def test_one_prior_is_for_all_weights_and_for_no_bias():
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.LayerNorm([2, 3, 3]), nn.Flatten(), nn.Linear(18, 2))
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2),
+        nn.LayerNorm([2, 3, 3]),
+        nn.Flatten(),
+        nn.Linear(18, 2),
+    )
     model = bayesian(net)
     assert model.names == ["0.weight", "4.weight"]
     assert set(model.free_parameters()) == {
         f"net.{n}" for n in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "4.bias")
     }
-    assert bayesian(nn.MultiheadAttention(4, 2, add_bias_kv=True)).names == ["in_proj_weight", "out_proj.weight"]
+    assert bayesian(nn.MultiheadAttention(4, 2, add_bias_kv=True)).names == [
+        "in_proj_weight",
+        "out_proj.weight",
+    ]
 
 
 def test_patterns_types_and_none():
@@ -408,7 +447,10 @@ def test_patterns_types_and_none():
         name: 2.0 if name in ("0.weight", "1.weight") else 3.0 for name in everything
     }
     # the first key that fits counts, whatever comes after
-    assert scales({"1.*": None, "*.weight": priors.Normal(2.0)}) == {"0.weight": 2.0, "2.weight": 2.0}
+    assert scales({"1.*": None, "*.weight": priors.Normal(2.0)}) == {
+        "0.weight": 2.0,
+        "2.weight": 2.0,
+    }
     assert scales({"*.weight": priors.Normal(2.0), "1.*": priors.Normal(3.0)}) == {
         "0.weight": 2.0,
         "1.weight": 2.0,
@@ -420,14 +462,17 @@ def test_patterns_types_and_none():
 def test_mistaken_priors_are_errors_that_help():
     net = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(
-        ValueError, match=r"'0\.wieght' fits no parameter; there are 0\.weight, 0\.bias; did you mean '0\.weight'"
+        ValueError,
+        match=r"'0\.wieght' fits no parameter; there are 0\.weight, 0\.bias; did you mean '0\.weight'",
     ):
         bayesian(net, {"0.wieght": priors.Normal(), "*": priors.Normal()})
     with pytest.raises(ValueError, match=r"Conv2d.* fits no parameter"):
         bayesian(net, {nn.Conv2d: priors.Normal()})
     with pytest.raises(ValueError, match=r"no weight is left to be uncertain.*parameters are none"):
         bayesian(nn.ReLU())
-    with pytest.raises(ValueError, match=r"no weight is left to be uncertain.*parameters are 0\.weight, 0\.bias"):
+    with pytest.raises(
+        ValueError, match=r"no weight is left to be uncertain.*parameters are 0\.weight, 0\.bias"
+    ):
         bayesian(net, {"*": None})
     for wrong in (dist.Normal(0.0, 1.0), priors.Normal, 1.0):
         with pytest.raises(TypeError, match=r"priors\.Elementwise"):
@@ -444,7 +489,10 @@ def test_a_plain_function_is_a_prior():
     net, x = nn.Linear(3, 2), torch.randn(6, 3)
     model = bayesian(net, prior)
     trace = poutine.trace(model).get_trace(x, torch.randint(2, (6,)))
-    assert [name for name, site in trace.iter_stochastic_nodes() if name != "data"] == ["weight_scale", "weight"]
+    assert [name for name, site in trace.iter_stochastic_nodes() if name != "data"] == [
+        "weight_scale",
+        "weight",
+    ]
     torch.testing.assert_close(model.weights()["weight"], net.weight.detach())
     assert ELBO(model, guides.MeanField(model))(x, torch.randint(2, (6,))).isfinite()
 
@@ -462,7 +510,10 @@ def test_parameters_of_priors_and_likelihoods_belong_to_one_model():
             p.add_(1.0)
     one.freeze()
     torch.testing.assert_close(prior.log_scale.detach(), torch.tensor(0.5).log())
-    assert all(p.requires_grad for p in (prior.log_scale, likelihood.log_scale, *other.free_parameters().values()))
+    assert all(
+        p.requires_grad
+        for p in (prior.log_scale, likelihood.log_scale, *other.free_parameters().values())
+    )
     assert (other.likelihood.log_scale == likelihood.log_scale).all()
 
 
@@ -470,13 +521,19 @@ def test_an_unread_weight_is_an_error():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.used, self.spare, self.shape_only = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+            self.used, self.spare, self.shape_only = (
+                nn.Linear(3, 2),
+                nn.Linear(3, 2),
+                nn.Linear(3, 2),
+            )
 
         def forward(self, x):
             assert self.shape_only.weight.shape == (2, 3)
             return self.used(x)
 
-    with pytest.raises(ValueError, match=r"never reads spare\.weight, shape_only\.weight: .*prior None"):
+    with pytest.raises(
+        ValueError, match=r"never reads spare\.weight, shape_only\.weight: .*prior None"
+    ):
         bayesian(Net())(torch.randn(6, 3))
     model = bayesian(Net())
     guide = guides.MeanField(model)
@@ -570,15 +627,28 @@ EVERY_PRIOR = {
     "mixture": (lambda: priors.GaussianMixture([1.0, 0.1]), [""]),
     "jeffreys": (lambda: priors.NormalJeffreys(), [".scale", ".unit"]),
     "horseshoe": (lambda: priors.Horseshoe(1e-3), [".global_scale", ".scale", ".unit"]),
-    "horseshoe, no groups": (lambda: priors.Horseshoe(1e-3, group=None), [".global_scale", ".scale", ".unit"]),
+    "horseshoe, no groups": (
+        lambda: priors.Horseshoe(1e-3, group=None),
+        [".global_scale", ".scale", ".unit"],
+    ),
     "slab": (lambda: priors.Horseshoe(1e-3, slab=0.5), [".global_scale", ".scale", ".unit"]),
     "decomposed": (
         lambda: priors.Horseshoe(1e-3, decomposed=True),
-        [f".{kind}.{part}" for kind in ("global_scale", "scale") for part in ("gamma", "inverse_gamma")] + [".unit"],
+        [
+            f".{kind}.{part}"
+            for kind in ("global_scale", "scale")
+            for part in ("gamma", "inverse_gamma")
+        ]
+        + [".unit"],
     ),
     "decomposed slab": (
         lambda: priors.Horseshoe(1e-3, slab=0.5, decomposed=True),
-        [f".{kind}.{part}" for kind in ("global_scale", "scale") for part in ("gamma", "inverse_gamma")] + [".unit"],
+        [
+            f".{kind}.{part}"
+            for kind in ("global_scale", "scale")
+            for part in ("gamma", "inverse_gamma")
+        ]
+        + [".unit"],
     ),
 }
 every_prior = pytest.mark.parametrize("kind", EVERY_PRIOR)
@@ -601,15 +671,22 @@ def test_sites_are_listed_without_sampling_and_compose_the_networks_own_weight(k
 
 def test_initialize_lists_the_unknowns_of_the_likelihood_too():
     model = BayesianNet(
-        nn.Linear(3, 1), priors.NormalJeffreys(), likelihoods.Gaussian(dist.HalfNormal(1.0)), num_data=6
+        nn.Linear(3, 1),
+        priors.NormalJeffreys(),
+        likelihoods.Gaussian(dist.HalfNormal(1.0)),
+        num_data=6,
     )
     trace = poutine.trace(model.initialize).get_trace()
     latent = [name for name, _ in trace.iter_stochastic_nodes()]
     assert latent == ["weight.scale", "weight.unit", "noise"]
     assert trace.nodes["noise"]["value"] == 1
-    full = poutine.trace(poutine.replay(model, trace=trace)).get_trace(torch.randn(6, 3), torch.randn(6))
+    full = poutine.trace(poutine.replay(model, trace=trace)).get_trace(
+        torch.randn(6, 3), torch.randn(6)
+    )
     assert [name for name, _ in full.iter_stochastic_nodes() if name != "data"] == latent
-    assert not [name for name in full.nodes if name == "noise" and full.nodes[name]["cond_indep_stack"]]
+    assert not [
+        name for name in full.nodes if name == "noise" and full.nodes[name]["cond_indep_stack"]
+    ]
 
 
 def test_replayed_sites_make_the_weights():
@@ -650,17 +727,23 @@ def test_construction_on_the_meta_device(kind):
     model.load_state_dict(real.state_dict())
     for name, value in real.weights().items():
         torch.testing.assert_close(model.weights()[name], value)
-    assert ELBO(model, guides.MeanField(model))(torch.randn(6, 3), torch.randint(2, (6,))).isfinite()
+    assert ELBO(model, guides.MeanField(model))(
+        torch.randn(6, 3), torch.randint(2, (6,))
+    ).isfinite()
 
 
 @every_prior
 def test_state_dict_round_trip(kind):
     make, _ = EVERY_PRIOR[kind]
-    one, other = (bayesian(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), make()) for _ in range(2))
+    one, other = (
+        bayesian(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), make()) for _ in range(2)
+    )
     other.load_state_dict(one.state_dict())
     for name, value in one.weights().items():
         torch.testing.assert_close(other.weights()[name], value)
-    for (name, value), (other_name, other_value) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+    for (name, value), (other_name, other_value) in zip(
+        one.named_parameters(), other.named_parameters(), strict=True
+    ):
         assert name == other_name
         torch.testing.assert_close(value, other_value)
 
@@ -672,7 +755,9 @@ def test_a_copy_shares_nothing():
     assert not mine & {id(tensor) for tensor in (*other.parameters(), *other.buffers())}
     x = torch.randint(4, (6,))
     weights = new_weights(model)
-    torch.testing.assert_close(poutine.condition(model, weights)(x), poutine.condition(other, weights)(x))
+    torch.testing.assert_close(
+        poutine.condition(model, weights)(x), poutine.condition(other, weights)(x)
+    )
 
 
 @networks
@@ -691,7 +776,9 @@ def test_frozen_models_have_only_sites(name):
 
 
 def test_freezing_holds_the_noise_and_the_scales_of_priors():
-    model = BayesianNet(nn.Linear(3, 1), priors.LearnedNormal(0.5), likelihoods.Gaussian(), num_data=6)
+    model = BayesianNet(
+        nn.Linear(3, 1), priors.LearnedNormal(0.5), likelihoods.Gaussian(), num_data=6
+    )
     x, y = torch.randn(6, 3), torch.randn(6)
     weights = new_weights(model)
     before = poutine.trace(poutine.condition(model, weights)).get_trace(x, y).log_prob_sum()
@@ -708,9 +795,16 @@ def test_stock_svi_with_a_stock_guide_learns_the_exact_posterior():
     # one weight, known noise: precision 1 / s^2 + sum x^2 / noise^2
     x = torch.linspace(-1, 1, 20)[:, None]
     y = 0.7 * x[:, 0] + 0.1 * torch.randn(20)
-    model = BayesianNet(nn.Linear(1, 1, bias=False), priors.Normal(1.0), likelihoods.Gaussian(0.5), num_data=20)
+    model = BayesianNet(
+        nn.Linear(1, 1, bias=False), priors.Normal(1.0), likelihoods.Gaussian(0.5), num_data=20
+    )
     guide = AutoNormal(model)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(num_particles=3, vectorize_particles=False))
+    svi = SVI(
+        model,
+        guide,
+        pyro.optim.Adam({"lr": 0.05}),
+        Trace_ELBO(num_particles=3, vectorize_particles=False),
+    )
     for _ in range(150):
         svi.step(x, y)
     precision = 1 + (x.square().sum() / 0.25).item()
@@ -732,18 +826,33 @@ def test_stock_svi_learns_the_free_parameters():
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     for _ in range(30):
         svi.step(x, y)
-    assert all((value - before[name]).abs().min() > 0.1 for name, value in model.free_parameters().items())
+    assert all(
+        (value - before[name]).abs().min() > 0.1 for name, value in model.free_parameters().items()
+    )
 
 
 def test_the_trace_of_the_program():
-    model = BayesianNet(nn.Linear(3, 1), {"*": priors.Normal()}, likelihoods.Gaussian(dist.HalfNormal(1.0)), num_data=6)
+    model = BayesianNet(
+        nn.Linear(3, 1),
+        {"*": priors.Normal()},
+        likelihoods.Gaussian(dist.HalfNormal(1.0)),
+        num_data=6,
+    )
     x, y = torch.randn(6, 3), torch.randn(6)
     trace = poutine.trace(model).get_trace(x, y)
-    sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"]
+    sites = [
+        name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"
+    ]
     assert sites == ["weight", "bias", "noise", "y"]
     values = {name: trace.nodes[name]["value"] for name in ("weight", "bias", "noise")}
-    expected = dist.Normal(F.linear(x, values["weight"], values["bias"])[:, 0], values["noise"]).log_prob(y).sum()
-    expected = expected + sum(dist.Normal(0.0, 1.0).log_prob(values[name]).sum() for name in ("weight", "bias"))
+    expected = (
+        dist.Normal(F.linear(x, values["weight"], values["bias"])[:, 0], values["noise"])
+        .log_prob(y)
+        .sum()
+    )
+    expected = expected + sum(
+        dist.Normal(0.0, 1.0).log_prob(values[name]).sum() for name in ("weight", "bias")
+    )
     expected = expected + dist.HalfNormal(1.0).log_prob(values["noise"])
     torch.testing.assert_close(trace.log_prob_sum(), expected)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_bnn import published
+from pyro_bnn.reproduction import tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -14,7 +14,9 @@ README = (ROOT / "README.md").read_text()
 def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "epochs=150" in example
-    exec(compile(example.replace("epochs=150", "epochs=2, progress=False"), "README.md", "exec"), {})
+    exec(
+        compile(example.replace("epochs=150", "epochs=2, progress=False"), "README.md", "exec"), {}
+    )
     assert "times fewer weights" in capsys.readouterr().out
 
 
@@ -28,7 +30,9 @@ def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "benchmarks/results/compression").glob("*/*")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "benchmarks/results/compression").glob("*/*")), ids=lambda f: f.name
+)
 def test_tables_of_smaller_networks_are_made_of_the_rows_that_are_kept(folder):
-    made = published.table(folder.parent.name, folder.name, ROOT / "benchmarks/results/compression")
+    made = tables.table(folder.parent.name, folder.name, ROOT / "benchmarks/results/compression")
     assert made in README

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .export import onnx_is_there, session_of, to_onnx
+from .onnx import onnx_is_there, session_of, to_onnx
 
 __all__ = ["Latency", "macs", "measure", "readable"]
 
@@ -45,7 +45,9 @@ def macs(network: nn.Module, example: Tensor) -> dict[str, int]:
     def count(name: str, layer: Any) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
             outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-            counts[name] = counts.get(name, 0) + output[:1].numel() // outputs * layer.weight.numel()
+            counts[name] = (
+                counts.get(name, 0) + output[:1].numel() // outputs * layer.weight.numel()
+            )
 
         return hook
 
@@ -124,14 +126,20 @@ def measure(
         for runtime, prepared in ways.items():
             for batch in batches:
                 x = _repeated(example, batch)
-                before, after = (_in_torch(who, network, x, prepared) for who, network in pair.items())
+                before, after = (
+                    _in_torch(who, network, x, prepared) for who, network in pair.items()
+                )
                 found.append(_compared(runtime, batch, _medians(before | after, rounds), threads))
     if onnx_is_there() if onnx is None else onnx:
         sessions = {who: _session(network, example, threads) for who, network in pair.items()}
         for batch in batches:
             feed = {"x": _repeated(example, batch).numpy()}
-            _require_same(*(torch.from_numpy(session.run(None, feed)[0]) for session in sessions.values()))
-            calls = {(who, ""): partial(session.run, None, feed) for who, session in sessions.items()}
+            _require_same(
+                *(torch.from_numpy(session.run(None, feed)[0]) for session in sessions.values())
+            )
+            calls = {
+                (who, ""): partial(session.run, None, feed) for who, session in sessions.items()
+            }
             found.append(_compared("onnxruntime", batch, _medians(calls, rounds), threads))
     return found
 
@@ -153,7 +161,9 @@ def readable(seconds: float) -> str:
 _Calls = dict[tuple[str, str], Callable[[], Any]]  # by who is timed and in which layout
 
 
-def _in_torch(who: str, network: nn.Module, x: Tensor, prepared: Callable[[nn.Module], Any]) -> _Calls:
+def _in_torch(
+    who: str, network: nn.Module, x: Tensor, prepared: Callable[[nn.Module], Any]
+) -> _Calls:
     """Return the network in every memory layout that it has."""
     calls: _Calls = {(who, "contiguous"): partial(prepared(network), x)}
     if any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
@@ -170,7 +180,9 @@ def _session(network: nn.Module, example: Tensor, threads: int) -> Any:
         return session_of(path.read_bytes(), threads)
 
 
-def _medians(calls: Mapping[tuple[str, str], Callable[[], Any]], rounds: int) -> dict[tuple[str, str], float]:
+def _medians(
+    calls: Mapping[tuple[str, str], Callable[[], Any]], rounds: int
+) -> dict[tuple[str, str], float]:
     """Return the median seconds of each call; they take turns, and short ones are repeated for a hundredth of a
     second."""
     repeats = {}
@@ -191,7 +203,9 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _compared(runtime: str, batch: int, medians: Mapping[tuple[str, str], float], threads: int) -> Latency:
+def _compared(
+    runtime: str, batch: int, medians: Mapping[tuple[str, str], float], threads: int
+) -> Latency:
     """Compare the two networks, each in its best layout."""
     before, after = (min((value, key[1]) for key, value in medians.items() if key[0] == who)
                      for who in ("before", "after"))  # fmt: skip
@@ -204,7 +218,9 @@ def _repeated(example: Tensor, batch: int) -> Tensor:
 
 def _require_same(expected: Tensor, found: Tensor) -> None:
     scale = max(1.0, float(expected.abs().max()))
-    difference = float((expected - found).abs().max()) if expected.shape == found.shape else math.inf
+    difference = (
+        float((expected - found).abs().max()) if expected.shape == found.shape else math.inf
+    )
     if not difference <= 1e-5 * scale:
         raise ValueError(
             "measure: expected two networks of the same function, "

@@ -60,7 +60,9 @@ def layer_sizes(
     [125, 1250, 1216, 160]
     """
     parts = architecture.split("-")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or not 0 <= convolutions <= len(parts):
+    if not all(
+        part.isdecimal() and int(part) > 0 for part in parts
+    ) or not 0 <= convolutions <= len(parts):
         raise ValueError(
             f"layer_sizes: expected widths above zero joined by hyphens, such as '278-98-13', {convolutions} of them "
             f"of convolutions, got {architecture!r}"
@@ -120,12 +122,14 @@ def fast_prediction_rate(weights: int, sizes: Sequence[int], bits: Sequence[int]
     Args:
         weights: :math:`|W|`.
         sizes: :math:`|W_l|`, how many weights each pruned layer has; see :func:`layer_sizes`.
-        bits: :math:`b_l`, per weight; see :mod:`~pyro_bnn.compression.precision`.
+        bits: :math:`b_l`, per weight; see :mod:`~pyro_bnn.compression.quantization.precision`.
     """
     return _ratio(32 * weights, sum(size * b for size, b in zip(sizes, bits, strict=True)))
 
 
-def maximum_compression_rate(weights: int, layers: Sequence[Tensor], index_bits: int | None = None) -> float:
+def maximum_compression_rate(
+    weights: int, layers: Sequence[Tensor], index_bits: int | None = None
+) -> float:
     r"""Return the rate with a codebook of 32-bit values and a Huffman code of its own for each layer.
 
     .. math:: \frac{32 |W|}{\sum_l \big( 32 K_l + \sum_i |\mathrm{code}_l(w_i)| \big)}
@@ -144,7 +148,9 @@ def maximum_compression_rate(weights: int, layers: Sequence[Tensor], index_bits:
         ValueError: index bits out of 1 ... 32.
     """
     if index_bits is not None and not 1 <= index_bits <= 32:
-        raise ValueError(f"maximum_compression_rate: expected index_bits from 1 to 32, got {index_bits}")
+        raise ValueError(
+            f"maximum_compression_rate: expected index_bits from 1 to 32, got {index_bits}"
+        )
     total = 0
     for layer in layers:
         symbols: list[float] = layer.flatten().tolist()
@@ -170,11 +176,15 @@ def huffman_lengths(counts: Sequence[int]) -> list[int]:
     [1, 3, 3, 2]
     """
     if any(count < 1 for count in counts):
-        raise ValueError(f"huffman_lengths: expected symbols that occur at least once, got the counts {list(counts)}")
+        raise ValueError(
+            f"huffman_lengths: expected symbols that occur at least once, got the counts {list(counts)}"
+        )
     lengths = [0] * len(counts)
     heap = [(count, index, [index]) for index, count in enumerate(counts)]
     heapq.heapify(heap)
-    for order in itertools.count(len(counts)):  # ties are broken by age, so the code is a function of the counts
+    for order in itertools.count(
+        len(counts)
+    ):  # ties are broken by age, so the code is a function of the counts
         if len(heap) < 2:
             return lengths
         first, second = heapq.heappop(heap), heapq.heappop(heap)
@@ -197,7 +207,9 @@ def entropy(counts: Sequence[int]) -> float:
 
 def _huffman_bits(symbols: Sequence[float]) -> int:
     counts = list(Counter(symbols).values())
-    return sum(count * length for count, length in zip(counts, huffman_lengths(counts), strict=True))
+    return sum(
+        count * length for count, length in zip(counts, huffman_lengths(counts), strict=True)
+    )
 
 
 def _relative(values: Sequence[float], reach: int) -> tuple[list[float], list[float]]:

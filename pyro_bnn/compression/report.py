@@ -10,16 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from .latency import Latency, macs, readable
-from .precision import bits_per_layer
-from .pruning import Pruned
+from .pbnn.sizes import Sizes
+from .pruning.posterior_pruning import Pruned
+from .quantization.precision import bits_per_layer
 from .rates import csr_rate, fast_prediction_rate, maximum_compression_rate
-from .sizes import Sizes
 
 __all__ = ["Layer", "Report", "report_on"]
 
 _FILE = "4 bytes per original weight / bytes of the file"
 _INPUTS = "inputs that are read"
-_INDEX_BITS = 5  # of the distance between two nonzero weights, as Han et al. have it for dense layers
+_INDEX_BITS = (
+    5  # of the distance between two nonzero weights, as Han et al. have it for dense layers
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,12 @@ class Report:
     def to_markdown(self) -> str:
         """Return the report as Markdown tables."""
         tables = ["\n".join(_markdown(rows)) for rows in self._tables()]
-        return f"# Compression of {self.weights:,} weights\n\n" + "\n\n".join(tables) + self._end("\n\n") + "\n"
+        return (
+            f"# Compression of {self.weights:,} weights\n\n"
+            + "\n\n".join(tables)
+            + self._end("\n\n")
+            + "\n"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
@@ -97,15 +104,31 @@ class Report:
 
     def _tables(self) -> Iterator[list[tuple[str, ...]]]:
         yield self._layer_table()
-        yield [("times smaller, counted as", "rate"), *((name, f"{rate:,.1f}") for name, rate in self.rates.items())]
+        yield [
+            ("times smaller, counted as", "rate"),
+            *((name, f"{rate:,.1f}") for name, rate in self.rates.items()),
+        ]
         if self.errors:
-            yield [("network", "test error"), *((name, f"{error:.2%}") for name, error in self.errors.items())]
+            yield [
+                ("network", "test error"),
+                *((name, f"{error:.2%}") for name, error in self.errors.items()),
+            ]
         if self.latencies:
             head = ("runtime", "threads", "batch", "before", "after", "times as fast", "layouts")
             yield [head, *map(_latency_row, self.latencies)]
 
     def _layer_table(self) -> list[tuple[str, ...]]:
-        head = ("weight", "before", "after", "kept", "values", "bits", "bytes", "MACs", "MACs after")
+        head = (
+            "weight",
+            "before",
+            "after",
+            "kept",
+            "values",
+            "bits",
+            "bytes",
+            "MACs",
+            "MACs after",
+        )
         rows = [
             (
                 row.name,
@@ -124,12 +147,16 @@ class Report:
         dense = sum(math.prod(row.new_shape) for row in self.layers)
         total = ("total", f"{self.weights:,}", f"{dense:,}", f"{sum(row.kept for row in self.layers):,}", "", "",
                  "" if self.file_bytes is None else f"{self.file_bytes:,}", f"{before:,}", f"{after:,}")  # fmt: skip
-        others = [(name, *[""] * 5, f"{count:,.1f}", "", "") for name, count in self.other_bytes.items()]
+        others = [
+            (name, *[""] * 5, f"{count:,.1f}", "", "") for name, count in self.other_bytes.items()
+        ]
         return [head, *rows, *others, total]
 
     def _end(self, gap: str) -> str:
         before, after = self.macs
-        lines = [f"what is left: {self.architecture}; {before / max(after, 1):.1f} times fewer multiply-accumulates"]
+        lines = [
+            f"what is left: {self.architecture}; {before / max(after, 1):.1f} times fewer multiply-accumulates"
+        ]
         return "\n\n" + gap.join([*lines, *self.notes])
 
 
@@ -157,8 +184,14 @@ def report_on(
         latencies: measured ones.
     """
     final = pruned if final is None else final
-    bits = {name: found.total for name, found in bits_per_layer(pruned).items()} if pruned.variances else {}
-    before, after = (_by_weight(macs(network, example)) for network in (pruned.masked, final.module))
+    bits = (
+        {name: found.total for name, found in bits_per_layer(pruned).items()}
+        if pruned.variances
+        else {}
+    )
+    before, after = (
+        _by_weight(macs(network, example)) for network in (pruned.masked, final.module)
+    )
     state = final.module.state_dict()
     own = {row.name: row.total for row in sizes.layers} if sizes else {}
     layers = [
@@ -183,11 +216,21 @@ def report_on(
         own = {_INPUTS if name.startswith("index") else name: count for name, count in own.items()}
         own |= {"graph": sizes.graph, "header, checksum": sizes.header}
     return Report(
-        layers, final.architecture, weights, rates, file_bytes, own, dict(errors or {}), list(latencies), final.notes
+        layers,
+        final.architecture,
+        weights,
+        rates,
+        file_bytes,
+        own,
+        dict(errors or {}),
+        list(latencies),
+        final.notes,
     )
 
 
-def _rates(weights: int, layers: Sequence[Layer], tensors: Sequence[Tensor], final: Pruned) -> dict[str, float]:
+def _rates(
+    weights: int, layers: Sequence[Layer], tensors: Sequence[Tensor], final: Pruned
+) -> dict[str, float]:
     sizes = [math.prod(row.new_shape) for row in layers]
     rates = {
         "weights / nonzero weights": final.ratio,
@@ -198,8 +241,12 @@ def _rates(weights: int, layers: Sequence[Layer], tensors: Sequence[Tensor], fin
     }
     known = [row.bits for row in layers if row.bits is not None]
     if len(known) == len(layers):
-        rates["published formula: fast prediction, dense"] = fast_prediction_rate(weights, sizes, known)
-    rates["published formula: maximum compression, dense"] = maximum_compression_rate(weights, tensors)
+        rates["published formula: fast prediction, dense"] = fast_prediction_rate(
+            weights, sizes, known
+        )
+    rates["published formula: maximum compression, dense"] = maximum_compression_rate(
+        weights, tensors
+    )
     sparse = maximum_compression_rate(weights, tensors, _INDEX_BITS)
     return rates | {f"published formula: maximum compression, {_INDEX_BITS}-bit indices": sparse}
 
@@ -217,14 +264,23 @@ def _by(shape: Sequence[int]) -> str:
 
 def _latency_row(row: Latency) -> tuple[str, ...]:
     times = readable(row.before), readable(row.after), f"{row.speedup:.1f}"
-    return (row.runtime, str(row.threads), f"{row.batch:,}", *times, " → ".join(filter(None, row.layouts)))
+    return (
+        row.runtime,
+        str(row.threads),
+        f"{row.batch:,}",
+        *times,
+        " → ".join(filter(None, row.layouts)),
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return [
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+            ]
         ).rstrip()
         for row in rows
     ]

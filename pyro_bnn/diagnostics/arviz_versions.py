@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bulk_ess", "handed_over", "mean_ess", "pareto_smoothed", "rank_rhat", "summarized"]
+__all__ = ["bulk_ess", "to_inference_data", "mean_ess", "pareto_smoothed", "rank_rhat", "summary"]
 
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def handed_over(
+def to_inference_data(
     groups: Groups,
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, np.ndarray],
@@ -39,11 +39,16 @@ def handed_over(
         return _module("arviz_base").from_dict(arrays, dims=named, coords=dict(coords), attrs=inner)
     module: Any = _module("arviz")
     return module.from_dict(
-        **arrays, dims=named, coords=dict(coords), attrs=dict(attrs), posterior_attrs=dict(attrs), save_warmup=False
+        **arrays,
+        dims=named,
+        coords=dict(coords),
+        attrs=dict(attrs),
+        posterior_attrs=dict(attrs),
+        save_warmup=False,
     )
 
 
-def summarized(data: Any, kind: str, **options: Any) -> Any:
+def summary(data: Any, kind: str, **options: Any) -> Any:
     """Return ArviZ's own table of means, intervals and, for the kind ``"all"``, diagnostics."""
     return _module("arviz_stats" if _new() else "arviz").summary(data, kind=kind, **options)
 
@@ -63,7 +68,9 @@ def mean_ess(values: np.ndarray) -> np.ndarray:
     return _each(values, lambda one: _array_statistics("ess", one, "mean"))
 
 
-def pareto_smoothed(log_ratios: np.ndarray, relative_efficiency: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def pareto_smoothed(
+    log_ratios: np.ndarray, relative_efficiency: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return Pareto-smoothed log-weights (k, S) and the shapes k-hat (k,) of log-ratios (k, S).
 
     Ratios that are all equal have no tail: their shape is 0. A tail of equal ratios cannot be fitted: infinity.
@@ -84,7 +91,9 @@ def _smoothed(ratios: np.ndarray, relative_efficiency: float) -> tuple[np.ndarra
             return np.asarray(weights), float(shape)
         try:
             # what it calls ary are log-likelihoods, whose negatives are the log-ratios of leaving one out
-            weights, shape = _module("arviz_stats.base").array_stats.psislw(-ratios, r_eff=relative_efficiency)
+            weights, shape = _module("arviz_stats.base").array_stats.psislw(
+                -ratios, r_eff=relative_efficiency
+            )
         except ValueError:
             return ratios, np.inf
         return np.asarray(weights), float(shape)
@@ -98,13 +107,20 @@ def _array_statistics(name: str, values: np.ndarray, method: str) -> float:
 
 def _each(values: np.ndarray, function: Any) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return np.array([function(np.ascontiguousarray(values[..., index])) for index in range(values.shape[-1])])
+        return np.array(
+            [
+                function(np.ascontiguousarray(values[..., index]))
+                for index in range(values.shape[-1])
+            ]
+        )
 
 
 def _new() -> bool:
     """Return whether the interface of ArviZ 1.x is there: that of 0.x knows no DataTree."""
     try:
-        return not hasattr(_module("arviz"), "InferenceData") or not hasattr(_module("arviz"), "psislw")
+        return not hasattr(_module("arviz"), "InferenceData") or not hasattr(
+            _module("arviz"), "psislw"
+        )
     except ImportError:
         return True
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..evaluation import _coverage
-from ..prediction import Prediction
+from pyro_bnn.metrics import interval_coverage_of
+from pyro_bnn.posterior import Prediction
 
 __all__ = ["expected_calibration_error", "interval_coverage"]
 
@@ -60,4 +60,4 @@ def interval_coverage(prediction: Prediction, y: Tensor, level: float = 0.9) -> 
     Raises:
         ValueError: a level outside (0, 1); classes, or a likelihood that is not Gaussian.
     """
-    return _coverage(prediction, y, level)
+    return interval_coverage_of(prediction, y, level)

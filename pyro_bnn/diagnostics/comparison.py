@@ -7,7 +7,6 @@ agreement, total variation and R-hat in function space; Foong et al. (2019) for 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
-from ..prediction import Prediction, summarize
+from pyro_bnn.posterior import Posterior
+from pyro_bnn.posterior.prediction import Prediction, summarize
+
 from . import arviz_versions, distances, importance
 from .calibration import expected_calibration_error, interval_coverage
 from .densities import log_densities, variational_draws
@@ -25,7 +25,7 @@ from .inference_data import require_same_data
 from .same_model import require_same_model
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["Comparison", "Curve", "compare"]
 
@@ -90,7 +90,12 @@ class Comparison:
         cells = self._cells()
         widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+                ]
+            )
             for row in cells
         ]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip()
@@ -107,24 +112,16 @@ class Comparison:
 
         return pandas.DataFrame(self.rows).set_index("method")
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw what each method says of f(x), and the ratio of its standard deviations to the reference's.
-
-        Args:
-            path: where to write the picture, if anywhere.
-        """
-        from .figures import comparison_figure
-
-        figure = comparison_figure(self)
-        if path is not None:
-            figure.savefig(path)
-        return figure
-
     def _cells(self) -> list[list[str]]:
         """Return the table as text, a column for each method."""
         there = [key for key in LABELS if any(row.get(key) is not None for row in self.rows)]
-        names = [f"{row['method']} (ref)" if row["method"] == self.reference else row["method"] for row in self.rows]
-        body = [[LABELS[key][0], *(_written(key, row.get(key)) for row in self.rows)] for key in there]
+        names = [
+            f"{row['method']} (ref)" if row["method"] == self.reference else row["method"]
+            for row in self.rows
+        ]
+        body = [
+            [LABELS[key][0], *(_written(key, row.get(key)) for row in self.rows)] for key in there
+        ]
         return [["", *names], *body]
 
 
@@ -171,18 +168,30 @@ def compare(
     rows, curves = [], {}
     for name, posterior in posteriors.items():
         functions, prediction = seen[name]
-        pair = _halves(functions) if name == reference else (_pooled(functions), _pooled(seen[reference][0]))
+        pair = (
+            _halves(functions)
+            if name == reference
+            else (_pooled(functions), _pooled(seen[reference][0]))
+        )
         said: list[str] = []
-        row = {"method": name} | _distances(*pair, prediction.kind, said) | _quality(prediction, y, said)
+        row = (
+            {"method": name}
+            | _distances(*pair, prediction.kind, said)
+            | _quality(prediction, y, said)
+        )
         row |= _in_sample(posterior, data, draws, seed, said) if data is not None else {}
         row |= _chains(posterior, functions, said)
         row |= {key: posterior.facts.get(key) for key in ("gradients", "seconds")}
         notes += [f"{name}: {note}" for note in (*said, *posterior.facts.get("warnings", ()))]
         values = _values(_pooled(functions))
         interval = prediction.interval(0.9) if prediction.kind == "real" else None
-        curves[name] = Curve(values.mean(0), values.std(0, correction=min(1, len(values) - 1)), interval)
+        curves[name] = Curve(
+            values.mean(0), values.std(0, correction=min(1, len(values) - 1)), interval
+        )
         rows.append(row)
-    notes.append(f"{reference}: its own distances are those of one half of its draws to the other, the noise in them")
+    notes.append(
+        f"{reference}: its own distances are those of one half of its draws to the other, the noise in them"
+    )
     if data is None:
         notes.append("ELPD and k-hat need the training data: compare(..., data=(x_train, y_train))")
     return Comparison(rows, reference, notes, curves, x, data)
@@ -192,10 +201,16 @@ def compare(
 
 
 def _require_comparable(
-    posteriors: Mapping[str, Posterior], x: Tensor, y: Tensor, reference: str, data: tuple[Tensor, Tensor] | None
+    posteriors: Mapping[str, Posterior],
+    x: Tensor,
+    y: Tensor,
+    reference: str,
+    data: tuple[Tensor, Tensor] | None,
 ) -> None:
     if len(posteriors) < 2:
-        raise ValueError(f"compare: expected at least two posteriors, got {', '.join(posteriors) or 'none'}")
+        raise ValueError(
+            f"compare: expected at least two posteriors, got {', '.join(posteriors) or 'none'}"
+        )
     if reference not in posteriors:
         near = difflib.get_close_matches(str(reference), posteriors, n=1, cutoff=0.0)
         raise ValueError(
@@ -203,8 +218,14 @@ def _require_comparable(
             f"did you mean {near[0]!r}?"
         )
     if len(x) != len(y) or len(x) < 1 or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"compare: expected finite x and y of one length above 0, got {len(x)} and {len(y)} examples")
-    known = {name: posterior.facts["data"] for name, posterior in posteriors.items() if "data" in posterior.facts}
+        raise ValueError(
+            f"compare: expected finite x and y of one length above 0, got {len(x)} and {len(y)} examples"
+        )
+    known = {
+        name: posterior.facts["data"]
+        for name, posterior in posteriors.items()
+        if "data" in posterior.facts
+    }
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name} ({digest[:8]})" for name, digest in known.items())
         raise ValueError(f"compare: the posteriors were made from different data: {listed}")
@@ -216,7 +237,9 @@ def _require_comparable(
     require_same_model(posteriors, x, y)
 
 
-def _look(posterior: Posterior, x: Tensor, draws: int | None, seed: int) -> tuple[dict[str, Tensor], Prediction]:
+def _look(
+    posterior: Posterior, x: Tensor, draws: int | None, seed: int
+) -> tuple[dict[str, Tensor], Prediction]:
     """Return the functions of the draws at x, and the prediction that they make."""
     if posterior.guide is not None and draws is None:
         draws = VARIATIONAL_DRAWS
@@ -232,7 +255,10 @@ def _pooled(functions: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _halves(functions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return one half of the chains and the other; of a single chain its first draws and its last."""
     axis = 0 if next(iter(functions.values())).shape[0] > 1 else 1
-    parts = [{key: value.tensor_split(2, axis)[half] for key, value in functions.items()} for half in (0, 1)]
+    parts = [
+        {key: value.tensor_split(2, axis)[half] for key, value in functions.items()}
+        for half in (0, 1)
+    ]
     return _pooled(parts[0]), _pooled(parts[1])
 
 
@@ -244,7 +270,9 @@ def _values(functions: Mapping[str, Tensor]) -> Tensor:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def _distances(one: dict[str, Tensor], other: dict[str, Tensor], kind: str, notes: list[str]) -> dict[str, Any]:
+def _distances(
+    one: dict[str, Tensor], other: dict[str, Tensor], kind: str, notes: list[str]
+) -> dict[str, Any]:
     a, b = _values(one), _values(other)
     row: dict[str, Any] = {}
     if kind in ("classes", "yes or no"):
@@ -275,18 +303,26 @@ def _distances(one: dict[str, Tensor], other: dict[str, Tensor], kind: str, note
 def _quality(prediction: Prediction, y: Tensor, notes: list[str]) -> dict[str, Any]:
     """Return how well the test data are predicted."""
     if prediction.kind == "other":
-        notes.append("the test log-likelihood is known for categorical, Bernoulli and Gaussian data only")
+        notes.append(
+            "the test log-likelihood is known for categorical, Bernoulli and Gaussian data only"
+        )
         return {"test_log_likelihood": None}
     row = {"test_log_likelihood": float(prediction.log_prob(y).double().mean())}
     if prediction.kind == "real":
         return row | {"coverage_90": interval_coverage(prediction, y, 0.9)}
     if prediction.mean.shape == y.shape and y.dim() > 1:  # several yes-or-no labels
-        return row | {"calibration_error": expected_calibration_error(prediction.mean.flatten(), y.flatten())}
+        return row | {
+            "calibration_error": expected_calibration_error(prediction.mean.flatten(), y.flatten())
+        }
     return row | {"calibration_error": expected_calibration_error(prediction.mean, y)}
 
 
 def _in_sample(
-    posterior: Posterior, data: tuple[Tensor, Tensor], draws: int | None, seed: int, notes: list[str]
+    posterior: Posterior,
+    data: tuple[Tensor, Tensor],
+    draws: int | None,
+    seed: int,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Return what needs the training data: leave-one-out densities, and how far a guide is from its posterior."""
     row: dict[str, Any] = dict.fromkeys(("elpd_loo", "elpd_loo_se", "pareto_k_max", "k_hat"))
@@ -299,14 +335,26 @@ def _in_sample(
         sites = {name: value[:, last].flatten(0, 1) for name, value in posterior.draws.items()}
     num = len(next(iter(sites.values())))
     if num < importance.MIN_DRAWS:
-        notes.append(f"{num} draws are too few for PSIS, no ELPD and no k-hat; expected {importance.MIN_DRAWS}")
+        notes.append(
+            f"{num} draws are too few for PSIS, no ELPD and no k-hat; expected {importance.MIN_DRAWS}"
+        )
         return row
     found = log_densities(posterior, sites, tuple(part.to(posterior._device) for part in data))
     pointwise = torch.cat(
-        [value.flatten(2).sum(2) if value.dim() > 2 else value for value in found.log_likelihood.values()], 1
+        [
+            value.flatten(2).sum(2) if value.dim() > 2 else value
+            for value in found.log_likelihood.values()
+        ],
+        1,
     )
-    loo = importance.leave_one_out(pointwise.unflatten(0, (chains, num // chains)), posterior.guide is not None)
-    row |= {"elpd_loo": loo.elpd, "elpd_loo_se": loo.standard_error, "pareto_k_max": float(loo.k.max())}
+    loo = importance.leave_one_out(
+        pointwise.unflatten(0, (chains, num // chains)), posterior.guide is not None
+    )
+    row |= {
+        "elpd_loo": loo.elpd,
+        "elpd_loo_se": loo.standard_error,
+        "pareto_k_max": float(loo.k.max()),
+    }
     bad = int((loo.k > loo.threshold).sum())
     if bad:
         notes.append(
@@ -317,26 +365,36 @@ def _in_sample(
     if log_q is not None:
         row["k_hat"] = importance.pareto_k(found.log_joint, log_q)
         if row["k_hat"] > 0.7:
-            notes.append(f"k-hat {row['k_hat']:.2f} is above 0.7: over the weights the guide is far from the posterior")
+            notes.append(
+                f"k-hat {row['k_hat']:.2f} is above 0.7: over the weights the guide is far from the posterior"
+            )
     return row
 
 
-def _chains(posterior: Posterior, functions: Mapping[str, Tensor], notes: list[str]) -> dict[str, Any]:
+def _chains(
+    posterior: Posterior, functions: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Any]:
     """Return how well the chains mix, judged by the functions: weights are not identifiable."""
     row: dict[str, Any] = dict.fromkeys(("rhat_max", "ess_min", "ess_max"))
     if posterior.guide is not None:
         return row
     steps = posterior.statistics.get("step_size")
-    exact = "acceptance_rate" in posterior.statistics  # a draw that was accepted needs no weight, whatever the step
+    exact = (
+        "acceptance_rate" in posterior.statistics
+    )  # a draw that was accepted needs no weight, whatever the step
     if steps is not None and not exact and bool((steps != steps.flatten()[0]).any()):
         notes.append("its step size changes from draw to draw; its draws are taken without weights")
-    diverged = int(posterior.statistics["diverging"].sum()) if "diverging" in posterior.statistics else 0
+    diverged = (
+        int(posterior.statistics["diverging"].sum()) if "diverging" in posterior.statistics else 0
+    )
     if diverged:
         notes.append(f"{diverged} draws diverged: regions of high curvature may be missing")
     values = _values(functions).flatten(2)
     chains, num = values.shape[:2]
     if chains < 2 or num < MIN_CHAIN:
-        notes.append(f"no R-hat and no ESS of {chains} chains of {num} draws: expected at least 2 of {MIN_CHAIN}")
+        notes.append(
+            f"no R-hat and no ESS of {chains} chains of {num} draws: expected at least 2 of {MIN_CHAIN}"
+        )
         return row
     moving = (values.flatten(0, 1).amax(0) > values.flatten(0, 1).amin(0)).nonzero().flatten()
     if not len(moving):
@@ -347,13 +405,17 @@ def _chains(posterior: Posterior, functions: Mapping[str, Tensor], notes: list[s
     rhat, ess = arviz_versions.rank_rhat(array), arviz_versions.bulk_ess(array)
     still = np.isnan(rhat) | np.isnan(ess)
     if still.any():
-        notes.append(f"no R-hat or no ESS at {int(still.sum())} of {len(still)} values f(x): chains that stand still")
+        notes.append(
+            f"no R-hat or no ESS at {int(still.sum())} of {len(still)} values f(x): chains that stand still"
+        )
     if still.all():
         return row
     rhat, ess = rhat[~still], ess[~still]
     worst = float(rhat.max())
     if worst > 1.05:
-        notes.append(f"the chains do not mix: R-hat of f(x) is up to {worst:.2f}, above 1.05; do not rely on this row")
+        notes.append(
+            f"the chains do not mix: R-hat of f(x) is up to {worst:.2f}, above 1.05; do not rely on this row"
+        )
     return {"rhat_max": worst, "ess_min": float(ess.min()), "ess_max": float(ess.max())}
 
 

@@ -18,7 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
 
 __all__ = ["Densities", "Run", "log_densities", "variational_draws", "vectorized"]
 
@@ -63,7 +63,10 @@ class Run(Messenger):
                 msg["value"] = self.rows
         elif msg["value"] is None and not msg["is_observed"]:
             given = msg["name"] in self.values
-            msg["value"], msg["done"] = self.values[msg["name"]] if given else msg["fn"].sample(), True
+            msg["value"], msg["done"] = (
+                self.values[msg["name"]] if given else msg["fn"].sample(),
+                True,
+            )
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not _draws_indices(msg) and not msg["infer"].get("_deterministic"):
@@ -78,7 +81,9 @@ class Run(Messenger):
         }
 
 
-def log_densities(posterior: Posterior, sites: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Densities:
+def log_densities(
+    posterior: Posterior, sites: Mapping[str, Tensor], data: tuple[Tensor, ...]
+) -> Densities:
     """Return the log-densities of draws under the posterior's own model.
 
     Args:
@@ -102,19 +107,27 @@ def log_densities(posterior: Posterior, sites: Mapping[str, Tensor], data: tuple
 
     def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [_terms(posterior, values, data, chunk, keep) for chunk, keep in rows]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "latent"}
+        whole = {
+            name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "latent"
+        }
         return whole | {"latent": parts[0]["latent"]}
 
-    numbers = data[0].numel() + max(len(data[0]) * 64, 1)  # a guess at what one draw keeps in flight
+    numbers = data[0].numel() + max(
+        len(data[0]) * 64, 1
+    )  # a guess at what one draw keeps in flight
     with posterior._quietly(0):
         found = vectorized(one, sites, max(1, _CHUNK // numbers))
     log_joint = found.pop("latent").double()
     for name in num_data:
         log_joint = log_joint + found.pop(f"weighted.{name}").double().flatten(1).sum(1)
-    return Densities({name: found[f"plain.{name}"].double() for name in num_data}, log_joint, num_data)
+    return Densities(
+        {name: found[f"plain.{name}"].double() for name in num_data}, log_joint, num_data
+    )
 
 
-def variational_draws(posterior: Posterior, num: int, seed: int) -> tuple[dict[str, Tensor], Tensor | None, str]:
+def variational_draws(
+    posterior: Posterior, num: int, seed: int
+) -> tuple[dict[str, Tensor], Tensor | None, str]:
     """Return draws of a guide's sites (num, ...), their log-density under the guide (num,) in nats, and, where that is
     ``None``, why it is not known.
     """
@@ -125,7 +138,9 @@ def variational_draws(posterior: Posterior, num: int, seed: int) -> tuple[dict[s
             sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
             sites = {name: site for name, site in sites.items() if not _draws_indices(site)}
             free = {name: site for name, site in sites.items() if not site["is_observed"]}
-            drawn.append({name: site["value"] for name, site in free.items() if not _auxiliary(site)})
+            drawn.append(
+                {name: site["value"] for name, site in free.items() if not _auxiliary(site)}
+            )
             reason = reason or _no_density(free)
             if not reason:
                 try:
@@ -133,18 +148,26 @@ def variational_draws(posterior: Posterior, num: int, seed: int) -> tuple[dict[s
                 except NotImplementedError as error:
                     reason = f"the guide's density is not known ({error or 'it has no log_prob'})"
     stacked = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
-    return stacked, None if reason else torch.stack([torch.as_tensor(value) for value in log_q]), reason
+    return (
+        stacked,
+        None if reason else torch.stack([torch.as_tensor(value) for value in log_q]),
+        reason,
+    )
 
 
 def vectorized(
-    function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], draws: Mapping[str, Tensor], chunk: int
+    function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    draws: Mapping[str, Tensor],
+    chunk: int,
 ) -> dict[str, Tensor]:
     """Return the function of every draw, stacked: by :func:`torch.vmap`, or one by one where that cannot be."""
     try:
         return torch.vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
     except RuntimeError:
         num = len(next(iter(draws.values())))
-        single = [function({name: value[index] for name, value in draws.items()}) for index in range(num)]
+        single = [
+            function({name: value[index] for name, value in draws.items()}) for index in range(num)
+        ]
         return {name: torch.stack([one[name] for one in single]) for name in single[0]}
 
 
@@ -152,7 +175,11 @@ def vectorized(
 
 
 def _terms(
-    posterior: Posterior, values: Mapping[str, Tensor], data: tuple[Tensor, ...], rows: Tensor | None, keep: int | None
+    posterior: Posterior,
+    values: Mapping[str, Tensor],
+    data: tuple[Tensor, ...],
+    rows: Tensor | None,
+    keep: int | None,
 ) -> dict[str, Tensor]:
     """Return the log-likelihoods of the examples in these rows, plain and with the program's own weights, and the
     log-density of everything else.
@@ -178,7 +205,9 @@ def _weighted(site: Any) -> Tensor:
 
 
 def _frames(site: Any, size: str) -> list[int]:
-    return [getattr(frame, size) or frame.size for frame in site["cond_indep_stack"] if frame.vectorized]
+    return [
+        getattr(frame, size) or frame.size for frame in site["cond_indep_stack"] if frame.vectorized
+    ]
 
 
 def _rows(probe: Run, device: torch.device) -> list[tuple[Tensor | None, int | None]]:
@@ -189,7 +218,8 @@ def _rows(probe: Run, device: torch.device) -> list[tuple[Tensor | None, int | N
     inside = [
         name
         for name, site in probe.sites.items()
-        if name not in probe.observed() and any(frame.name in probe.minibatches for frame in site["cond_indep_stack"])
+        if name not in probe.observed()
+        and any(frame.name in probe.minibatches for frame in site["cond_indep_stack"])
     ]
     if more or inside:
         raise ValueError(
@@ -198,7 +228,10 @@ def _rows(probe: Run, device: torch.device) -> list[tuple[Tensor | None, int | N
             + "; build the model without subsample_size to evaluate it on all the data"
         )
     everything = torch.arange(size + batch, device=device) % size
-    return [(everything[start : start + batch], min(batch, size - start)) for start in range(0, size, batch)]
+    return [
+        (everything[start : start + batch], min(batch, size - start))
+        for start in range(0, size, batch)
+    ]
 
 
 def _require_complete(probe: Run, sites: Mapping[str, Tensor]) -> None:
@@ -208,9 +241,13 @@ def _require_complete(probe: Run, sites: Mapping[str, Tensor]) -> None:
         raise ValueError(
             "log_densities: the model observes nothing when it is called with the data; expected data=(x, y)"
         )
-    missing = [name for name, site in probe.sites.items() if not site["is_observed"] and name not in sites]
+    missing = [
+        name for name, site in probe.sites.items() if not site["is_observed"] and name not in sites
+    ]
     if missing:
-        raise ValueError(f"log_densities: there are no draws of {', '.join(missing)}; there are {', '.join(sites)}")
+        raise ValueError(
+            f"log_densities: there are no draws of {', '.join(missing)}; there are {', '.join(sites)}"
+        )
     for name, site in observed.items():
         expected, received = tuple(site["fn"].shape()), tuple(site["value"].shape)
         if expected != received:
@@ -229,11 +266,17 @@ def _auxiliary(site: Any) -> bool:
 
 def _no_density(sites: Mapping[str, Any]) -> str:
     """Return why the log-densities of a guide's sites do not add up to that of its draws; empty if they do."""
-    points = [type(site["fn"]).__name__ == "Delta" for site in sites.values() if not _auxiliary(site)]
+    points = [
+        type(site["fn"]).__name__ == "Delta" for site in sites.values() if not _auxiliary(site)
+    ]
     hidden = any(map(_auxiliary, sites.values()))
     if hidden and not all(points):
-        return "the guide has auxiliary variables, over which its density would have to be integrated"
-    return "the guide is a point estimate, which has no density" if any(points) and not hidden else ""
+        return (
+            "the guide has auxiliary variables, over which its density would have to be integrated"
+        )
+    return (
+        "the guide is a point estimate, which has no density" if any(points) and not hidden else ""
+    )
 
 
 # Numbers in flight over all draws of a chunk.

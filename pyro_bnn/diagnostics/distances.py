@@ -28,11 +28,19 @@ def wasserstein_1(a: Tensor, b: Tensor) -> Tensor:
     >>> wasserstein_1(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0]))
     tensor(4., dtype=torch.float64)
     """
-    steps = [torch.arange(1, len(part) + 1, dtype=torch.float64, device=a.device) / len(part) for part in (a, b)]
-    ends = torch.cat(steps).sort().values  # both quantile functions are constant between two neighbours
+    steps = [
+        torch.arange(1, len(part) + 1, dtype=torch.float64, device=a.device) / len(part)
+        for part in (a, b)
+    ]
+    ends = (
+        torch.cat(steps).sort().values
+    )  # both quantile functions are constant between two neighbours
     widths = ends.diff(prepend=ends.new_zeros(1))
     middle = ends - widths / 2
-    quantiles = [part.double().sort(0).values[(middle * len(part)).long().clamp_max(len(part) - 1)] for part in (a, b)]
+    quantiles = [
+        part.double().sort(0).values[(middle * len(part)).long().clamp_max(len(part) - 1)]
+        for part in (a, b)
+    ]
     gaps = (quantiles[0] - quantiles[1]).abs()
     return torch.einsum("u,u...->...", widths, gaps)
 
@@ -72,7 +80,9 @@ def total_variation_of_mixtures(p: Mapping[str, Tensor], q: Mapping[str, Tensor]
         p: ``mean`` and ``stddev`` of the components, (S, n, ...).
         q: likewise, (T, n, ...).
     """
-    pair = [{key: _some(part[key]).double().flatten(1) for key in ("mean", "stddev")} for part in (p, q)]
+    pair = [
+        {key: _some(part[key]).double().flatten(1) for key in ("mean", "stddev")} for part in (p, q)
+    ]
     columns = [
         _mixture_distance(*({key: part[key][:, index] for key in part} for part in pair))
         for index in range(pair[0]["mean"].shape[1])

@@ -102,7 +102,9 @@ def pareto_k(log_joint: Tensor, log_q: Tensor) -> float:
 
 def _relative_efficiency(log_likelihood: Tensor) -> float:
     """Return the effective number of draws for the likelihoods over the number of draws, at a hundred examples."""
-    columns = torch.linspace(0, log_likelihood.shape[-1] - 1, min(100, log_likelihood.shape[-1])).long()
+    columns = torch.linspace(
+        0, log_likelihood.shape[-1] - 1, min(100, log_likelihood.shape[-1])
+    ).long()
     some = log_likelihood[..., columns.to(log_likelihood.device)].double()
     values = (some - some.flatten(0, 1).amax(0)).exp().cpu().numpy()
     found = mean_ess(values) / (values.shape[0] * values.shape[1])
@@ -112,4 +114,6 @@ def _relative_efficiency(log_likelihood: Tensor) -> float:
 
 def _require_draws(what: str, num: int) -> None:
     if num < MIN_DRAWS:
-        raise ValueError(f"{what}: {num} draws are too few to fit the tail of their weights; expected {MIN_DRAWS}")
+        raise ValueError(
+            f"{what}: {num} draws are too few to fit the tail of their weights; expected {MIN_DRAWS}"
+        )

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distributions import ImproperPriorError
-from ..minibatches import TensorBatches
-from ..network import BayesianNet
-from ..posterior import Posterior
+from pyro_bnn.distributions import ImproperPriorError
+from pyro_bnn.network import BayesianNet
+from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.minibatches import TensorBatches
+
 from . import arviz_versions
 from .densities import Densities, Run, log_densities, variational_draws, vectorized
 
@@ -75,32 +76,48 @@ def to_arviz(
     with posterior._quietly(seed):
         weights = posterior._weights(pooled)
     groups: dict[str, Mapping[str, Tensor]] = {
-        "posterior": {name: value.unflatten(0, (chains, num)) for name, value in (pooled | weights).items()},
+        "posterior": {
+            name: value.unflatten(0, (chains, num)) for name, value in (pooled | weights).items()
+        },
         "sample_stats": statistics,
         "observed_data": _observations(posterior, pooled, data, set(found.num_data)),
     }
-    pointwise = {name: value for name, value in found.log_likelihood.items() if value.shape[1] == len(data[0])}
-    groups["log_likelihood"] = {name: value.unflatten(0, (chains, num)) for name, value in pointwise.items()}
+    pointwise = {
+        name: value
+        for name, value in found.log_likelihood.items()
+        if value.shape[1] == len(data[0])
+    }
+    groups["log_likelihood"] = {
+        name: value.unflatten(0, (chains, num)) for name, value in pointwise.items()
+    }
     if not pointwise:
-        reasons["log_likelihood"] = "the model has all examples as one event; it needs a plate over the data"
+        reasons["log_likelihood"] = (
+            "the model has all examples as one event; it needs a plate over the data"
+        )
         warnings.warn(f"to_arviz: no log_likelihood: {reasons['log_likelihood']}", stacklevel=2)
     if len(data) < 2:
-        reasons |= dict.fromkeys(("prior", "prior_predictive", "posterior_predictive"), "the model has no inputs x")
+        reasons |= dict.fromkeys(
+            ("prior", "prior_predictive", "posterior_predictive"), "the model has no inputs x"
+        )
     else:
         predicted = _predictions(posterior, pooled, data[:-1], set(found.num_data), seed)
-        groups["posterior_predictive"] = {name: value.unflatten(0, (chains, num)) for name, value in predicted.items()}
+        groups["posterior_predictive"] = {
+            name: value.unflatten(0, (chains, num)) for name, value in predicted.items()
+        }
         if prior_draws > 0:
             try:
                 groups |= _prior(posterior, data[:-1], set(found.num_data), prior_draws, seed)
             except (ImproperPriorError, NotImplementedError) as error:
-                reasons |= dict.fromkeys(("prior", "prior_predictive"), f"the prior is improper ({error})")
+                reasons |= dict.fromkeys(
+                    ("prior", "prior_predictive"), f"the prior is improper ({error})"
+                )
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in values.items()}
         for group, values in groups.items()
         if values
     }
     dims, coords = _axes(posterior, arrays, len(data[0]))
-    return arviz_versions.handed_over(arrays, dims, coords, _attributes(posterior, reasons))
+    return arviz_versions.to_inference_data(arrays, dims, coords, _attributes(posterior, reasons))
 
 
 def summary(data: Any, **options: Any) -> Any:
@@ -113,7 +130,7 @@ def summary(data: Any, **options: Any) -> Any:
         options: of ArviZ's ``summary``, such as ``var_names``.
     """
     independent = data["posterior"].attrs.get("sampler") == "svi"
-    return arviz_versions.summarized(data, kind="stats" if independent else "all", **options)
+    return arviz_versions.summary(data, kind="stats" if independent else "all", **options)
 
 
 def save_netcdf(data: Any, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -131,7 +148,9 @@ def save_netcdf(data: Any, path: str | os.PathLike[str], overwrite: bool = False
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path}: is there already; choose another name or pass overwrite=True")
+        raise FileExistsError(
+            f"{path}: is there already; choose another name or pass overwrite=True"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -174,13 +193,20 @@ def _draws(
             raise ValueError(f"to_arviz: expected at least one draw, got {num}")
         sites, log_q, reason = variational_draws(posterior, num, seed)
         statistics = {} if log_q is None else {"log_q": log_q[None]}
-        return {name: value[None] for name, value in sites.items()}, statistics, {"log_q": reason} if reason else {}
+        return (
+            {name: value[None] for name, value in sites.items()},
+            statistics,
+            {"log_q": reason} if reason else {},
+        )
     there = next(iter(posterior.draws.values())).shape[1]
     num = there if draws is None else draws
     if not 1 <= num <= there:
         raise ValueError(f"to_arviz: expected draws from 1 to {there}, got {num}")
     last = slice(there - num, None)
-    parts = ({name: value[:, last] for name, value in part.items()} for part in (posterior.draws, posterior.statistics))
+    parts = (
+        {name: value[:, last] for name, value in part.items()}
+        for part in (posterior.draws, posterior.statistics)
+    )
     return *parts, {}  # type: ignore[return-value]
 
 
@@ -206,7 +232,11 @@ def _observations(
 
 
 def _predictions(
-    posterior: Posterior, sites: Mapping[str, Tensor], inputs: tuple[Tensor, ...], names: set[str], seed: int
+    posterior: Posterior,
+    sites: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    names: set[str],
+    seed: int,
 ) -> dict[str, Tensor]:
     """Return one data set for each draw, (S, N, ...)."""
 
@@ -231,7 +261,9 @@ def _prior(
 
     with posterior._quietly(seed):
         drawn = vectorized(one, {"draw": torch.empty(num)}, 64)
-        weights = posterior._weights({name: value for name, value in drawn.items() if name not in names})
+        weights = posterior._weights(
+            {name: value for name, value in drawn.items() if name not in names}
+        )
     values = {name: value[None] for name, value in (drawn | weights).items()}
     return {
         "prior": {name: value for name, value in values.items() if name not in names},

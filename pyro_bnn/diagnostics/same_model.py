@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..network import BayesianNet
-from ..posterior import Posterior
+from pyro_bnn.network import BayesianNet
+from pyro_bnn.posterior import Posterior
+
 from .densities import Densities, log_densities, variational_draws
 
 __all__ = ["require_same_model"]
@@ -32,7 +33,10 @@ def require_same_model(posteriors: Mapping[str, Posterior], x: Tensor, y: Tensor
     """
     drawn = {name: _few(posterior) for name, posterior in posteriors.items()}
     first, *others = posteriors
-    shapes = {name: {site: tuple(value.shape[1:]) for site, value in sites.items()} for name, sites in drawn.items()}
+    shapes = {
+        name: {site: tuple(value.shape[1:]) for site, value in sites.items()}
+        for name, sites in drawn.items()
+    }
     for name in others:
         differing = sorted(
             site
@@ -45,7 +49,9 @@ def require_same_model(posteriors: Mapping[str, Posterior], x: Tensor, y: Tensor
                 f"compare: {first} and {name} are posteriors of different models: "
                 f"site {differing[0]!r} is {a} in the one and {b} in the other"
             )
-    common = {site: torch.cat([sites[site].cpu() for sites in drawn.values()]) for site in drawn[first]}
+    common = {
+        site: torch.cat([sites[site].cpu() for sites in drawn.values()]) for site in drawn[first]
+    }
     found = {name: _evaluate(posterior, common, x, y) for name, posterior in posteriors.items()}
     for name in others:
         _require_same(first, name, found[first], found[name])
@@ -59,11 +65,17 @@ def _few(posterior: Posterior) -> dict[str, Tensor]:
 
 def _evaluate(posterior: Posterior, sites: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Densities:
     # a network takes no more examples than there are in its data set
-    most = min(EXAMPLES, len(x), posterior.model.num_data if isinstance(posterior.model, BayesianNet) else len(x))
+    most = min(
+        EXAMPLES,
+        len(x),
+        posterior.model.num_data if isinstance(posterior.model, BayesianNet) else len(x),
+    )
     rows = torch.linspace(0, len(x) - 1, most).long().to(x.device)
     here = posterior._device
     return log_densities(
-        posterior, {name: value.to(here) for name, value in sites.items()}, (x[rows].to(here), y[rows].to(here))
+        posterior,
+        {name: value.to(here) for name, value in sites.items()},
+        (x[rows].to(here), y[rows].to(here)),
     )
 
 
@@ -73,9 +85,15 @@ def _require_same(first: str, second: str, a: Densities, b: Densities) -> None:
             f"compare: {first} and {second} are posteriors of different models: their plates stand for "
             f"{a.num_data} and {b.num_data} examples"
         )
-    likelihoods = [torch.cat([value.flatten(1) for value in part.log_likelihood.values()], 1).cpu() for part in (a, b)]
+    likelihoods = [
+        torch.cat([value.flatten(1) for value in part.log_likelihood.values()], 1).cpu()
+        for part in (a, b)
+    ]
     joints = [part.log_joint[:, None].cpu() for part in (a, b)]
-    for what, (one, other) in {"likelihood of the same examples": likelihoods, "joint density": joints}.items():
+    for what, (one, other) in {
+        "likelihood of the same examples": likelihoods,
+        "joint density": joints,
+    }.items():
         same = torch.isclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
         if not bool(same.all()):
             row, column = (int(index) for index in (~same).nonzero()[0])

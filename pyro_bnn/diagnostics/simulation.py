@@ -17,7 +17,6 @@ log-likelihood.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,14 +25,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..copying import copies
-from ..distributions import ImproperPriorError
-from ..network import BayesianNet
-from ..posterior import Posterior
+from pyro_bnn.distributions import ImproperPriorError
+from pyro_bnn.network import BayesianNet
+from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.copying import deepcopy_together
+
 from .densities import Run, log_densities
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["Inference", "Simulation", "simulate"]
 
@@ -77,9 +77,15 @@ class Simulation:
         edges = torch.linspace(0, self.draws + 1, self.bins + 1, dtype=torch.float64).round()
         found = {}
         for name, ranks in self.ranks.items():
-            counts = torch.bucketize(ranks.double() + 0.5, edges[1:-1]).bincount(minlength=self.bins).double()
+            counts = (
+                torch.bucketize(ranks.double() + 0.5, edges[1:-1])
+                .bincount(minlength=self.bins)
+                .double()
+            )
             expected = len(ranks) * edges.diff() / (self.draws + 1)
-            found[name] = float(chi2.sf(float(((counts - expected).square() / expected).sum()), self.bins - 1))
+            found[name] = float(
+                chi2.sf(float(((counts - expected).square() / expected).sum()), self.bins - 1)
+            )
         return found
 
     @property
@@ -98,7 +104,9 @@ class Simulation:
             if name == LIKELIHOOD:  # its ranks are lopsided wherever the width is wrong
                 continue
             centred = (ranks.double() - self.draws / 2).numpy()
-            found[name] = float(wilcoxon(centred, zero_method="zsplit").pvalue) if centred.any() else 1.0
+            found[name] = (
+                float(wilcoxon(centred, zero_method="zsplit").pvalue) if centred.any() else 1.0
+            )
         return found
 
     def failures(self, level: float = 0.01, test: str = "uniform") -> dict[str, float]:
@@ -145,19 +153,6 @@ class Simulation:
         gaps = ((counts.cumsum(1) / num)[:, :-1] - at[1:-1]).abs() / width[1:-1]
         return at, float(gaps.amax(1).quantile(level)) * width
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the ECDFs of the ranks against the uniform one with the band that holds all of it 95% of the time.
-
-        Args:
-            path: where to write the picture, if anywhere.
-        """
-        from .figures import simulation_figure
-
-        figure = simulation_figure(self)
-        if path is not None:
-            figure.savefig(path)
-        return figure
-
     def __str__(self) -> str:
         uniform, symmetric = self.p_values, self.asymmetry
         width = max(map(len, [*uniform, "quantity"]))
@@ -169,9 +164,13 @@ class Simulation:
         failed = self.failures()
         verdict = ", ".join(failed) + " fail" if failed else "nothing fails"
         num = len(next(iter(self.ranks.values())))
-        lines.append(f"{num} simulations, {self.draws} draws each: {verdict} (false alarms: 1% over all quantities)")
+        lines.append(
+            f"{num} simulations, {self.draws} draws each: {verdict} (false alarms: 1% over all quantities)"
+        )
         if self.correlation > 0.1:
-            lines.append(f"neighbouring draws correlate by {self.correlation:.2f}: thin more before relying on this")
+            lines.append(
+                f"neighbouring draws correlate by {self.correlation:.2f}: thin more before relying on this"
+            )
         return "\n".join(lines)
 
 
@@ -215,7 +214,7 @@ def simulate(
     """
     sites = None if sites is None else list(sites)
     _require_proper(model, num_simulations, draws)
-    program = Posterior(copies(model)[0], draws={})
+    program = Posterior(deepcopy_together(model)[0], draws={})
     ranked: dict[str, list[Tensor]] = {}
     correlations = []
     for index in tqdm(range(num_simulations), desc="simulations", disable=not progress):
@@ -241,7 +240,9 @@ def simulate(
 
 def _require_proper(model: Any, num_simulations: int, draws: int) -> None:
     if num_simulations < 10 or draws < 1:
-        raise ValueError(f"simulate: expected 10 simulations and 1 draw or more, got {num_simulations} and {draws}")
+        raise ValueError(
+            f"simulate: expected 10 simulations and 1 draw or more, got {num_simulations} and {draws}"
+        )
     free = list(model.free_parameters()) if isinstance(model, BayesianNet) else []
     if free:
         raise ValueError(
@@ -259,7 +260,9 @@ def _simulated(program: Posterior, x: Tensor, seed: int) -> tuple[dict[str, Tens
         raise ValueError(f"simulate: the prior cannot be drawn from: {error}") from error
     drawn = {name: site["value"] for name, site in run.sites.items() if not site["is_observed"]}
     if len(drawn) < 2:
-        raise ValueError(f"simulate: expected latent sites and data, unobserved, in model(x); got {', '.join(drawn)}")
+        raise ValueError(
+            f"simulate: expected latent sites and data, unobserved, in model(x); got {', '.join(drawn)}"
+        )
     *latent, observed = drawn
     return {name: drawn[name] for name in latent}, drawn[observed]
 
@@ -286,10 +289,15 @@ def _quantities(
     likelihood = torch.stack([value.flatten(1).sum(1) for value in terms]).sum(0)
     found[LIKELIHOOD], true[LIKELIHOOD] = likelihood[:-1], likelihood[-1]
     if at is not None:
-        known = Posterior.from_draws(posterior.model, {name: value[None, None] for name, value in truth.items()})
+        known = Posterior.from_draws(
+            posterior.model, {name: value[None, None] for name, value in truth.items()}
+        )
         there = posterior.functions(at, draws if posterior.guide is not None else None)
         key = next(key for key in ("probs", "prob", "mean") if key in there)
-        found["f(x)"], true["f(x)"] = there[key].flatten(0, 1)[chosen], known.functions(at)[key][0, 0]
+        found["f(x)"], true["f(x)"] = (
+            there[key].flatten(0, 1)[chosen],
+            known.functions(at)[key][0, 0],
+        )
     return found, true
 
 
@@ -303,7 +311,9 @@ def _spread_out(posterior: Posterior, draws: int) -> Tensor:
     """Return which draws of all chains, laid end to end, to take: at even distances."""
     there = next(iter(posterior.draws.values())).shape[:2].numel()
     if there < draws:
-        raise ValueError(f"simulate: expected posteriors of at least {draws} draws, got one of {there}; see draws=")
+        raise ValueError(
+            f"simulate: expected posteriors of at least {draws} draws, got one of {there}; see draws="
+        )
     return (torch.arange(draws, dtype=torch.float64) * there / draws).long()
 
 
@@ -325,7 +335,9 @@ def _scalars(ranks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in ranks.items():
         for index in range(math.prod(value.shape[1:])):
-            place = torch.unravel_index(torch.tensor(index), value.shape[1:]) if value.dim() > 1 else ()
+            place = (
+                torch.unravel_index(torch.tensor(index), value.shape[1:]) if value.dim() > 1 else ()
+            )
             suffix = f"[{','.join(str(int(i)) for i in place)}]" if value.dim() > 1 else ""
             found[f"{name}{suffix}"] = value.flatten(1)[:, index] if value.dim() > 1 else value
     return found

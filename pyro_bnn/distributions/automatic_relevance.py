@@ -119,7 +119,9 @@ class AutomaticRelevance(TorchDistribution):
 
 @register_kl(torch.distributions.Normal, AutomaticRelevance)
 def _kl_normal_automatic_relevance(q: torch.distributions.Normal, p: AutomaticRelevance) -> Tensor:
-    if p.groups is None:  # log(1 + θ²/σ²) keeps its precision, and its slope at θ = 0, where log α would be infinite
+    if (
+        p.groups is None
+    ):  # log(1 + θ²/σ²) keeps its precision, and its slope at θ = 0, where log α would be infinite
         ratio = (q.loc / q.scale).clamp(-1e18, 1e18)  # whose square is within single precision
         kl = 0.5 * p.weight * ratio.square().log1p()
         return kl.expand(broadcast(q.batch_shape, p.batch_shape))
@@ -129,7 +131,9 @@ def _kl_normal_automatic_relevance(q: torch.distributions.Normal, p: AutomaticRe
 @register_kl(GaussianDropout, AutomaticRelevance)
 def _kl_gaussian_dropout_automatic_relevance(q: GaussianDropout, p: AutomaticRelevance) -> Tensor:
     if p.groups is None:
-        return (p.weight * kl_automatic_relevance(q.log_alpha)).expand(broadcast(q.batch_shape, p.batch_shape))
+        return (p.weight * kl_automatic_relevance(q.log_alpha)).expand(
+            broadcast(q.batch_shape, p.batch_shape)
+        )
     # the variance from log α, in which guides add a little to θ², so that it is not lost with θ
     log_variance = q.log_alpha + (q.theta.square() + _SMALL).log()
     return p.divergence(q.theta.square() + log_variance.exp(), log_variance)

@@ -53,12 +53,18 @@ class GaussianDropout(dist.Normal):
     }
 
     def __init__(
-        self, loc: Tensor, log_alpha: Tensor, keep: Tensor | None = None, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        log_alpha: Tensor,
+        keep: Tensor | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         self.theta, self.log_alpha, self.keep = loc, log_alpha, keep
         self.loc = loc if keep is None else loc * keep
         shape = broadcast(loc.shape, log_alpha.shape)
-        super(torch.distributions.Normal, self).__init__(shape, validate_args=validate_args)  # Normal's needs the scale
+        super(torch.distributions.Normal, self).__init__(
+            shape, validate_args=validate_args
+        )  # Normal's needs the scale
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
@@ -73,7 +79,9 @@ class GaussianDropout(dist.Normal):
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> "GaussianDropout":
         """Return the same posterior over a larger batch; ``log_alpha`` and ``keep`` broadcast as before."""
-        return GaussianDropout(self.theta.expand(batch_shape), self.log_alpha, self.keep, self._validate_args)
+        return GaussianDropout(
+            self.theta.expand(batch_shape), self.log_alpha, self.keep, self._validate_args
+        )
 
 
 @register_kl(GaussianDropout, LogUniform)
@@ -130,15 +138,23 @@ class BernoulliDropout(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, loc: Tensor, rate: float | Tensor, group_dim: int | None = None, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        rate: float | Tensor,
+        group_dim: int | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         shape = loc.shape
         if group_dim is not None:
             if not -loc.dim() <= group_dim < loc.dim():
-                raise ValueError(f"group_dim must be an axis of loc, whose shape is {tuple(shape)}; got {group_dim}.")
+                raise ValueError(
+                    f"group_dim must be an axis of loc, whose shape is {tuple(shape)}; got {group_dim}."
+                )
             shape = torch.Size(n if i == group_dim % loc.dim() else 1 for i, n in enumerate(shape))
         if isinstance(rate, Number) and not 0 <= rate <= 1:  # type: ignore[operator]
-            raise ValueError(f"rate, the probability of being dropped, must lie in [0, 1]; got {rate}.")
+            raise ValueError(
+                f"rate, the probability of being dropped, must lie in [0, 1]; got {rate}."
+            )
         self.loc, self.group_dim = loc, group_dim
         self.rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
         self._mask_shape = shape
@@ -161,7 +177,11 @@ class BernoulliDropout(TorchDistribution):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Return draws of shape ``sample_shape + loc.shape``; each group is all there or all zero."""
-        uniform = torch.rand(torch.Size(sample_shape) + self._mask_shape, dtype=self.loc.dtype, device=self.loc.device)
+        uniform = torch.rand(
+            torch.Size(sample_shape) + self._mask_shape,
+            dtype=self.loc.dtype,
+            device=self.loc.device,
+        )
         return self.loc * (uniform >= self.rate)
 
     def log_prob(self, value: Tensor) -> NoReturn:
@@ -181,7 +201,9 @@ def _kl_bernoulli_dropout_normal(q: BernoulliDropout, p: torch.distributions.Ind
             f"not from an independent {type(prior).__name__}."
         )
     if p.event_shape != q.event_shape:
-        raise ValueError(f"The prior's event shape {tuple(p.event_shape)} is not the weight's, {tuple(q.event_shape)}.")
+        raise ValueError(
+            f"The prior's event shape {tuple(p.event_shape)} is not the weight's, {tuple(q.event_shape)}."
+        )
     # E (w - m)² = r m² + (1 - r) (θ - m)²
     square = q.rate * prior.loc.square() + (1 - q.rate) * (q.loc - prior.loc).square()
     cross_entropy = prior.scale.log() + square / (2 * prior.scale.square())

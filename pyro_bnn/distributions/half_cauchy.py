@@ -14,7 +14,9 @@ __all__ = ["half_cauchy_as_product"]
 
 
 @register_kl(torch.distributions.LogNormal, torch.distributions.HalfCauchy)
-def _kl_log_normal_half_cauchy(q: torch.distributions.LogNormal, p: torch.distributions.HalfCauchy) -> Tensor:
+def _kl_log_normal_half_cauchy(
+    q: torch.distributions.LogNormal, p: torch.distributions.HalfCauchy
+) -> Tensor:
     # -log p(z) = log(π s/2) + log(1 + (z/s)²); with log z = μ + σ n the last term is softplus(2(μ - log s + σ n)).
     # Its mean over n ~ N(0, 1): the trapezoid on 64 nodes, which converges exponentially; error <= 1e-5 for σ <= 4.
     nodes = torch.linspace(-6.5, 6.5, 64, dtype=q.loc.dtype, device=q.loc.device)
@@ -28,7 +30,9 @@ def _kl_log_normal_half_cauchy(q: torch.distributions.LogNormal, p: torch.distri
 def _kl_log_normal_gamma(q: torch.distributions.LogNormal, p: torch.distributions.Gamma) -> Tensor:
     # log p(z) = a log b - lgamma(a) + (a - 1) log z - b z,   E log z = μ,   E z = exp(μ + σ²/2)
     a, b = p.concentration, p.rate
-    cross_entropy = a.lgamma() - a * b.log() - (a - 1) * q.loc + b * (q.loc + q.scale.square() / 2).exp()
+    cross_entropy = (
+        a.lgamma() - a * b.log() - (a - 1) * q.loc + b * (q.loc + q.scale.square() / 2).exp()
+    )
     return cross_entropy - _log_normal_entropy(q)
 
 
@@ -37,7 +41,9 @@ def _kl_log_normal_inverse_gamma(
 ) -> Tensor:
     # log p(z) = a log b - lgamma(a) - (a + 1) log z - b/z,   E 1/z = exp(-μ + σ²/2)
     a, b = p.concentration, p.rate
-    cross_entropy = a.lgamma() - a * b.log() + (a + 1) * q.loc + b * (-q.loc + q.scale.square() / 2).exp()
+    cross_entropy = (
+        a.lgamma() - a * b.log() + (a + 1) * q.loc + b * (-q.loc + q.scale.square() / 2).exp()
+    )
     return cross_entropy - _log_normal_entropy(q)
 
 

@@ -35,9 +35,30 @@ class ImproperPriorError(ValueError):
 _SHIFT = math.log(24)
 _P = Polynomial(
     [
-        *(3.71051445026, -2.61345172172, 1.99723029892, -1.51702111159, 1.07255845445, -0.622354205244),
-        *(0.189856268672, 0.114302895208, -0.167772047985, 0.018823608174, 0.0918154173844, -0.0336572418784),
-        *(-0.0466049738543, 0.023890478587, 0.0180175016831, -0.010693279768, -0.00351120057894, 0.00226474719238),
+        *(
+            3.71051445026,
+            -2.61345172172,
+            1.99723029892,
+            -1.51702111159,
+            1.07255845445,
+            -0.622354205244,
+        ),
+        *(
+            0.189856268672,
+            0.114302895208,
+            -0.167772047985,
+            0.018823608174,
+            0.0918154173844,
+            -0.0336572418784,
+        ),
+        *(
+            -0.0466049738543,
+            0.023890478587,
+            0.0180175016831,
+            -0.010693279768,
+            -0.00351120057894,
+            0.00226474719238,
+        ),
     ]
 )
 # Every degree costs time at each training step, and single precision does not show much of it: degree 11, fitted in the
@@ -106,7 +127,10 @@ class _LogUniformKL(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], log_alpha: Tensor) -> tuple[Any, Any]:
-        return _LogUniformKL.apply(log_alpha), (in_dims[0], in_dims[0])  # elementwise: a batch is a larger tensor
+        return _LogUniformKL.apply(log_alpha), (
+            in_dims[0],
+            in_dims[0],
+        )  # elementwise: a batch is a larger tensor
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, grad_slope: Tensor | None) -> Tensor | None:

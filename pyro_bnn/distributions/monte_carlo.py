@@ -31,6 +31,8 @@ def kl_monte_carlo(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
     if not q.has_rsample:
-        raise ValueError(f"{type(q).__name__} has no reparameterised draws; choose a q whose has_rsample is True.")
+        raise ValueError(
+            f"{type(q).__name__} has no reparameterised draws; choose a q whose has_rsample is True."
+        )
     w = q.rsample(torch.Size([num_samples]))
     return (q.log_prob(w) - p.log_prob(w)).mean(0)

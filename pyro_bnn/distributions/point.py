@@ -68,7 +68,9 @@ class Point(dist.Normal):
     """
 
     def __init__(self, loc: Tensor, validate_args: bool | None = None) -> None:
-        super().__init__(loc, torch.zeros_like(loc), validate_args=False)  # Normal's own check wants a width
+        super().__init__(
+            loc, torch.zeros_like(loc), validate_args=False
+        )  # Normal's own check wants a width
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> "Point":
         """Return the same points over a larger batch."""

@@ -45,7 +45,9 @@ class _Bounded(TorchDistribution):
 
     def _uniform(self, sample_shape: Shape) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        tiny = torch.finfo(torch.float64).tiny  # 0 would be drawn once in 2^53, and has no logarithm
+        tiny = torch.finfo(
+            torch.float64
+        ).tiny  # 0 would be drawn once in 2^53, and has no logarithm
         return torch.rand(shape, dtype=torch.float64, device=self.low.device).clamp_min(tiny)
 
 
@@ -69,13 +71,17 @@ class TruncatedLogUniform(_Bounded):
 
     arg_constraints = {"low": constraints.real, "high": constraints.real}  # noqa: RUF012
 
-    def __init__(self, low: float | Tensor, high: float | Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, low: float | Tensor, high: float | Tensor, validate_args: bool | None = None
+    ) -> None:
         self.low, self.high = broadcast_all(low, high)
         super().__init__(self.low.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> "TruncatedLogUniform":
         """Return the same prior over a larger batch."""
-        return TruncatedLogUniform(self.low.expand(batch_shape), self.high.expand(batch_shape), self._validate_args)
+        return TruncatedLogUniform(
+            self.low.expand(batch_shape), self.high.expand(batch_shape), self._validate_args
+        )
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Return draws of shape ``sample_shape + batch_shape``."""
@@ -83,7 +89,9 @@ class TruncatedLogUniform(_Bounded):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density in nats."""
-        return torch.where(self._inside(value), -value.log() - (self.high - self.low).log(), -torch.inf)
+        return torch.where(
+            self._inside(value), -value.log() - (self.high - self.low).log(), -torch.inf
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -145,7 +153,9 @@ class TruncatedLogNormal(_Bounded):
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> "TruncatedLogNormal":
         """Return the same noise over a larger batch."""
-        loc, scale, low, high = (value.expand(batch_shape) for value in (self.loc, self.scale, self.low, self.high))
+        loc, scale, low, high = (
+            value.expand(batch_shape) for value in (self.loc, self.scale, self.low, self.high)
+        )
         return TruncatedLogNormal(loc, scale, low, high, self._validate_args)
 
     def _standardised(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -195,7 +205,10 @@ class TruncatedLogNormal(_Bounded):
 
 def _log_ndtr(x: Tensor) -> Tensor:
     """Return log Phi(x); torch's own cannot be vectorised over draws."""
-    left, right = torch.where(x < 0, x, 0.0), torch.where(x < 0, 0.0, x)  # a clamp would lose the slope at 0
+    left, right = (
+        torch.where(x < 0, x, 0.0),
+        torch.where(x < 0, 0.0, x),
+    )  # a clamp would lose the slope at 0
     below = (erfcx(-left / math.sqrt(2)) / 2).log() - left.square() / 2
     return torch.where(x < 0, below, torch.log1p(-erfc(right / math.sqrt(2)) / 2))
 
@@ -238,7 +251,9 @@ def _mills(x: Tensor) -> Tensor:
 
 
 @register_kl(TruncatedLogNormal, TruncatedLogUniform)
-def _kl_truncated_log_normal_truncated_log_uniform(q: TruncatedLogNormal, p: TruncatedLogUniform) -> Tensor:
+def _kl_truncated_log_normal_truncated_log_uniform(
+    q: TruncatedLogNormal, p: TruncatedLogUniform
+) -> Tensor:
     _, sigma, lower, upper = q._standardised()
     log_mass = _log_mass(lower, upper)
     ends = sum(

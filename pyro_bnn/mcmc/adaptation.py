@@ -58,7 +58,9 @@ class DualAveraging(NamedTuple):
         error = (1 - 1 / (t + 10)) * self.error + (target - acceptance) / (t + 10)
         log = self.centre - math.sqrt(t) / 0.15 * error
         weight = t**-0.75
-        return DualAveraging(log, weight * log + (1 - weight) * self.log_average, error, t, self.centre)
+        return DualAveraging(
+            log, weight * log + (1 - weight) * self.log_average, error, t, self.centre
+        )
 
 
 class Moments(NamedTuple):
@@ -78,7 +80,11 @@ class Moments(NamedTuple):
         chains, total = len(position), self.number + len(position)
         mean = position.mean(0)
         delta = mean - self.mean
-        squares = self.squares + (position - mean).square().sum(0) + delta.square() * (self.number * chains / total)
+        squares = (
+            self.squares
+            + (position - mean).square().sum(0)
+            + delta.square() * (self.number * chains / total)
+        )
         return Moments(total, self.mean + delta * (chains / total), squares)
 
     def variance(self) -> Tensor:
@@ -150,10 +156,18 @@ class Trajectory(NamedTuple):
         t = self.rounds + 1
         norm = 0.9 * self.norm + 0.1 * float((weight * change.square()).sum() / weight.sum())
         # d log(E[change^2] / T) / d log T = T E[2 change change'] / E[change^2] - 1
-        gradient = 4 * length * float((weight * slope).sum() / weight.sum()) / max(norm / (1 - 0.9**t), 1e-30) - 1
+        gradient = (
+            4
+            * length
+            * float((weight * slope).sum() / weight.sum())
+            / max(norm / (1 - 0.9**t), 1e-30)
+            - 1
+        )
         speed = 0.9 * self.momentum + 0.1 * gradient
         square = 0.95 * self.square + 0.05 * gradient**2
         rise = 0.05 * (speed / (1 - 0.9**t)) / (math.sqrt(square / (1 - 0.95**t)) + 1e-8)
         log = max(math.log(step_size), self.log_current + rise)
         recent = t**-0.5
-        return Trajectory(log, recent * log + (1 - recent) * self.log_average, speed, square, norm, t)
+        return Trajectory(
+            log, recent * log + (1 - recent) * self.log_average, speed, square, norm, t
+        )

@@ -9,27 +9,40 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm.auto import tqdm
 
-from ..checkpoint import CheckpointError, load_tensors, require_folder, require_same_run, save_tensors
-from ..compiled import compiled
-from ..density import LogDensity
-from ..interruption import until_interrupted
-from ..memory import keep_freed_memory
-from ..minibatches import TensorBatches, minibatches, require_observable, require_whole_plate
-from ..posterior import Posterior
-from ..randomness import own_randomness
-from ..training import Fit
+from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.checkpoint import CheckpointError, load_tensors, require_folder, save_tensors
+from pyro_bnn.runtime.compile import compiled
+from pyro_bnn.runtime.interrupt import graceful_interrupt
+from pyro_bnn.runtime.malloc import retain_freed_memory
+from pyro_bnn.runtime.minibatches import TensorBatches, batches_of
+from pyro_bnn.runtime.program_checks import require_observable, require_whole_plate
+from pyro_bnn.runtime.rng import fork_rng
+from pyro_bnn.runtime.training_state import require_same_run
+
 from .curvature import largest_curvature
+from .log_density import LogDensity
 from .noise import Noise
 from .sampler import Batch, ConvergenceWarning, Sampler, SamplingError, Update
 
 __all__ = ["ConvergenceWarning", "Sampler", "SamplingError", "sample"]
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """The result of an inference, such as that of :func:`~pyro_bnn.fit`."""
+
+    posterior: Posterior
+
+
+Start = str | Posterior | HasPosterior | Mapping[str, Tensor]
+"""Where chains start."""
 
 
 def sample(
@@ -43,7 +56,7 @@ def sample(
     seed: int = 0,
     thin: int = 1,
     batch_size: int | None = None,
-    start: str | Posterior | Fit | Mapping[str, Tensor] = "prior",
+    start: Start = "prior",
     folder: str | Path | None = None,
     resume: bool = False,
     compile: bool = True,
@@ -71,7 +84,7 @@ def sample(
         keep: whether the end of a step, by its number, may be a draw; ``None``: of every step after the warm-up.
 
     Raises:
-        ValueError: settings that make no sense; what :class:`~pyro_bnn.density.LogDensity` refuses.
+        ValueError: settings that make no sense; what :class:`~pyro_bnn.mcmc.log_density.LogDensity` refuses.
         SamplingError: numbers that are not finite, or Ctrl-C before the first draw.
         CheckpointError: a folder that holds another run, or that cannot be read or written.
 
@@ -85,25 +98,33 @@ def sample(
         )
     if resume and folder is None:
         raise ValueError("resume=True goes on from a folder; say which, folder=FOLDER")
-    batches = minibatches(data, batch_size, seed, getattr(model, "num_data", None))
+    batches = batches_of(data, batch_size, seed, getattr(model, "num_data", None))
     if not isinstance(batches, TensorBatches):
-        raise ValueError("a sampler draws its minibatches itself: expected tensors (x, y), got a loader")
+        raise ValueError(
+            "a sampler draws its minibatches itself: expected tensors (x, y), got a loader"
+        )
     began = time.perf_counter()
-    keep_freed_memory()
+    retain_freed_memory()
     full = batches.size == batches.num_data
     batch = tuple(part if full else part[: batches.size] for part in batches.tensors)
-    with own_randomness(batch[0].device, seed):
+    with fork_rng(batch[0].device, seed):
         density = LogDensity(model, batch)  # runs the program once
         require_fitting(density, batches)
         position = starting_points(density, start, chains)
     if not full:
         batch = tuple(part.expand(chains, *part.shape) for part in batch)
     gradient = density.value_and_grad if full else density.value_and_grad_each
-    settings = settings.chosen(lambda: largest_curvature(gradient, position, batch), batches.size / batches.num_data)
+    settings = settings.chosen(
+        lambda: largest_curvature(gradient, position, batch), batches.size / batches.num_data
+    )
     update = settings.function(gradient)
     if compile and density.vectorized:
-        update = compiled(update, settings.examples(position, batch), f"{settings.name} on this model")
-    noise = Noise(seed, chains, density.size, position, 0 if full else batches.size, batches.num_data)
+        update = compiled(
+            update, settings.examples(position, batch), f"{settings.name} on this model"
+        )
+    noise = Noise(
+        seed, chains, density.size, position, 0 if full else batches.size, batches.num_data
+    )
     due = _due(warmup, draws, thin, keep)
     run = _Run(settings, update, batches, full, noise, warmup, thin, seed, due)
     run.state = settings.init(gradient, update, position, batch)
@@ -112,7 +133,7 @@ def sample(
     return run.posterior(density, model, time.perf_counter() - began)
 
 
-def starting_points(density: LogDensity, start: str | Posterior | Fit | Mapping[str, Tensor], chains: int) -> Tensor:
+def starting_points(density: LogDensity, start: Start, chains: int) -> Tensor:
     """Return one position for each chain, (chains, D), all of finite density.
 
     Raises:
@@ -120,16 +141,20 @@ def starting_points(density: LogDensity, start: str | Posterior | Fit | Mapping[
         NonFiniteDensityError: a start of density zero, naming the site.
     """
     if isinstance(start, str) and start != "prior":
-        raise ValueError(f'start: expected "prior", a posterior, or values of the sites; got {start!r}')
+        raise ValueError(
+            f'start: expected "prior", a posterior, or values of the sites; got {start!r}'
+        )
     if isinstance(start, str):
         position = torch.stack([density.prior_draw() for _ in range(chains)])
         for _ in range(100):  # a heavy-tailed prior now and then draws what overflows
             bad = ~density.value_and_grad(position, *density.data)[0].isfinite()
             if not bool(bad.any()):
                 break
-            position = torch.where(bad[:, None], torch.stack([density.prior_draw() for _ in range(chains)]), position)
+            position = torch.where(
+                bad[:, None], torch.stack([density.prior_draw() for _ in range(chains)]), position
+            )
     else:
-        posterior = start.posterior if isinstance(start, Fit) else start
+        posterior = start.posterior if isinstance(start, HasPosterior) else start
         values = posterior.sample(chains, seed=0) if isinstance(posterior, Posterior) else posterior
         position = density.unconstrain(values).expand(chains, density.size).clone()
     for one in position:
@@ -181,7 +206,9 @@ class _Run:
     stopping: bool = False
     checkpoint: Path | None = None
 
-    def open(self, draws: int, size: int, like: Tensor, folder: str | Path | None, resume: bool) -> None:
+    def open(
+        self, draws: int, size: int, like: Tensor, folder: str | Path | None, resume: bool
+    ) -> None:
         """Make room for the draws: in memory, or in a file that is memory as well."""
         self.chains = len(like)
         self.statistics: dict[str, Tensor] = {}
@@ -202,10 +229,14 @@ class _Run:
         }
         there = (folder / "state.json").exists()
         if there and not resume:
-            raise CheckpointError(f"{folder}: holds a run; go on with it (resume=True) or choose another folder")
+            raise CheckpointError(
+                f"{folder}: holds a run; go on with it (resume=True) or choose another folder"
+            )
         require_folder(folder)
         file = str(folder / "draws.bin")  # raw numbers, (chain, draw, D)
-        self.draws = torch.from_file(file, shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
+        self.draws = torch.from_file(
+            file, shared=True, size=math.prod(shape), dtype=like.dtype
+        ).view(shape)
         self.checkpoint = folder / "state"
         if there:
             self.restore()
@@ -217,23 +248,31 @@ class _Run:
         bar = tqdm(total=total, initial=self.number, disable=not progress, mininterval=0.5, **look)
         began = shown = saved = time.perf_counter()
         before, data = self.seconds, self.batches.tensors
-        with bar, until_interrupted(self.stop):
+        with bar, graceful_interrupt(self.stop):
             while self.number < total and not self.stopping:
                 random = self.noise.next()
                 batch = data if self.full else minibatch(data, random.examples)
-                self.state, info = self.settings.step(self.update, self.state, self.number, random, batch)
+                self.state, info = self.settings.step(
+                    self.update, self.state, self.number, random, batch
+                )
                 self.number += 1
-                self.gradients += self.chains * (int(info.n_steps[0]) if hasattr(info, "n_steps") else 1)
+                self.gradients += self.chains * (
+                    int(info.n_steps[0]) if hasattr(info, "n_steps") else 1
+                )
                 if self.number == self.due[self.kept]:
                     self.keep(info)
-                elif self.number % 500 == 0:  # a long warm-up on numbers that are none would be wasted
+                elif (
+                    self.number % 500 == 0
+                ):  # a long warm-up on numbers that are none would be wasted
                     self.require_finite()
                 bar.update()
                 now = time.perf_counter()
                 self.seconds = before + now - began
                 if progress and now - shown > 0.5:
                     shown = now
-                    bar.set_description(f"{self.settings.name} {'warm-up' if self.number < self.warmup else 'draws'}")
+                    bar.set_description(
+                        f"{self.settings.name} {'warm-up' if self.number < self.warmup else 'draws'}"
+                    )
                     bar.set_postfix_str(self.told(info))
                 if self.checkpoint is not None and now - saved > 30:
                     saved = now
@@ -261,7 +300,9 @@ class _Run:
             if value is None:
                 continue
             if name not in self.statistics:
-                self.statistics[name] = torch.empty(self.draws.shape[:2], dtype=value.dtype, device=value.device)
+                self.statistics[name] = torch.empty(
+                    self.draws.shape[:2], dtype=value.dtype, device=value.device
+                )
             self.statistics[name][:, self.kept] = value
         self.kept += 1
 
@@ -285,7 +326,10 @@ class _Run:
         numbers = {str(i): leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         tensors |= {f"noise.{name}": value for name, value in self.noise.state().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics.items()}
-        facts = {key: getattr(self, key) for key in ("identity", "number", "kept", "gradients", "seconds")}
+        facts = {
+            key: getattr(self, key)
+            for key in ("identity", "number", "kept", "gradients", "seconds")
+        }
         save_tensors(self.checkpoint, tensors, facts | {"state": numbers})
 
     def restore(self) -> None:
@@ -294,11 +338,15 @@ class _Run:
         tensors, facts = load_tensors(self.checkpoint)
         require_same_run(self.checkpoint.parent, facts["identity"], self.identity)
         spec = tree_flatten(self.state)[1]
-        leaves = [tensors.get(f"state.{i}", facts["state"].get(str(i))) for i in range(spec.num_leaves)]
+        leaves = [
+            tensors.get(f"state.{i}", facts["state"].get(str(i))) for i in range(spec.num_leaves)
+        ]
         self.state = tree_unflatten(leaves, spec)
         self.noise.restore({name: tensors[f"noise.{name}"] for name in ("generators", "used")})
         self.statistics = {
-            name.removeprefix("statistics."): value for name, value in tensors.items() if name.startswith("statistics.")
+            name.removeprefix("statistics."): value
+            for name, value in tensors.items()
+            if name.startswith("statistics.")
         }
         self.number, self.kept, self.gradients, self.seconds = (
             facts[key] for key in ("number", "kept", "gradients", "seconds")
@@ -307,10 +355,12 @@ class _Run:
     def posterior(self, density: LogDensity, model: Any, seconds: float) -> Posterior:
         """Return the draws as a posterior, and say what is wrong with them."""
         if self.kept == 0:
-            raise SamplingError(f"{self.settings.name}: stopped after {self.number} steps, before the first draw")
+            raise SamplingError(
+                f"{self.settings.name}: stopped after {self.number} steps, before the first draw"
+            )
         draws = self.draws[:, : self.kept]
         statistics = {name: value[:, : self.kept] for name, value in self.statistics.items()}
-        told = concerns(statistics, self.kept < self.draws.shape[1] and self.kept)
+        told = convergence_warnings(statistics, self.kept < self.draws.shape[1] and self.kept)
         for concern in told:
             warnings.warn(f"{self.settings.name}: {concern}", ConvergenceWarning, stacklevel=4)
         facts = {
@@ -318,13 +368,14 @@ class _Run:
             "seconds": seconds,
             "gradients": self.gradients,
             "data": self.batches.fingerprint(),
-            "settings": {name: str(value) for name, value in vars(self.settings).items()} | {"warmup": self.warmup},
+            "settings": {name: str(value) for name, value in vars(self.settings).items()}
+            | {"warmup": self.warmup},
             "warnings": told,
         }
         return Posterior.from_draws(model, density.constrain(draws), statistics, facts)
 
 
-def concerns(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[str]:
+def convergence_warnings(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[str]:
     """Return in words what speaks against the draws."""
     found = []
     if stopped_after:
@@ -338,7 +389,9 @@ def concerns(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[s
             )
         stuck = int(diverging.all(1).sum())
         if stuck:
-            found.append(f"{stuck} of {len(diverging)} chains diverged at every draw: they are stuck; warm up longer")
+            found.append(
+                f"{stuck} of {len(diverging)} chains diverged at every draw: they are stuck; warm up longer"
+            )
         if int(diverging.sum()):
             share = float(diverging.double().mean())
             found.append(
@@ -349,7 +402,9 @@ def concerns(statistics: Mapping[str, Tensor], stopped_after: int = 0) -> list[s
     if chains > 1 and draws >= 8:
         r_hat = split_r_hat(statistics["lp"])
         if not r_hat < 1.05:
-            found.append(f"the chains do not agree: R-hat of the log-density is {r_hat:.2f}; run longer")
+            found.append(
+                f"the chains do not agree: R-hat of the log-density is {r_hat:.2f}; run longer"
+            )
     return found
 
 

@@ -22,7 +22,9 @@ from .sampler import Batch, Gradient, SamplingError
 __all__ = ["largest_curvature"]
 
 
-def largest_curvature(gradient: Gradient, position: Tensor, batch: Batch, climb: int = 300, rounds: int = 30) -> float:
+def largest_curvature(
+    gradient: Gradient, position: Tensor, batch: Batch, climb: int = 300, rounds: int = 30
+) -> float:
     """Return the largest eigenvalue of minus the Hessian of U at the modes next to the chains.
 
     The chains climb by Adam, then Hessian-vector products, as differences of gradients, are iterated.
@@ -55,5 +57,7 @@ def largest_curvature(gradient: Gradient, position: Tensor, batch: Batch, climb:
         found, direction = (bent * direction).sum(1), bent
     largest = float(found.abs().max())
     if not 0 < largest < float("inf"):
-        raise SamplingError(f"the curvature of the log-density near the start is {largest}: give a step_size")
+        raise SamplingError(
+            f"the curvature of the log-density near the start is {largest}: give a step_size"
+        )
     return largest

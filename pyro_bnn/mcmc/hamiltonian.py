@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
+
 from .adaptation import DualAveraging, Moments, Trajectory
 from .chains import sample
 from .noise import Numbers
@@ -76,7 +77,9 @@ def hmc(
         SamplingError: a step size that falls to zero.
     """
     settings = HMC(warmup, step_size, trajectory, target_acceptance, max_steps)
-    return sample(settings, model, data, chains=chains, warmup=warmup, draws=draws, seed=seed, **run)
+    return sample(
+        settings, model, data, chains=chains, warmup=warmup, draws=draws, seed=seed, **run
+    )
 
 
 class State(NamedTuple):
@@ -118,7 +121,9 @@ class HMC:
         for name in ("step_size", "trajectory"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"hmc: expected a {name} above zero, or None to have it adapted; got {value}")
+                raise ValueError(
+                    f"hmc: expected a {name} above zero, or None to have it adapted; got {value}"
+                )
         if not 0 < self.target_acceptance < 1 or self.max_steps < 1:
             raise ValueError(
                 "hmc: expected a target_acceptance between 0 and 1 and max_steps of at least 1, "
@@ -133,7 +138,12 @@ class HMC:
         """Return one leapfrog of all chains, as a function of tensors."""
 
         def leapfrog(
-            position: Tensor, momentum: Tensor, slope: Tensor, step_size: Tensor, variance: Tensor, *batch: Tensor
+            position: Tensor,
+            momentum: Tensor,
+            slope: Tensor,
+            step_size: Tensor,
+            variance: Tensor,
+            *batch: Tensor,
         ) -> tuple[Tensor, ...]:
             momentum = momentum + 0.5 * step_size * slope
             position = position + step_size * variance * momentum
@@ -151,24 +161,42 @@ class HMC:
         """Return the state at these positions (chains, D)."""
         value, slope = gradient(position, *batch)
         variance = torch.ones_like(position[0])
-        first = self.step_size or _reasonable_step(leapfrog, position, slope, value, variance, batch)
+        first = self.step_size or _reasonable_step(
+            leapfrog, position, slope, value, variance, batch
+        )
         length = Trajectory.start(self.trajectory or 1.0)
-        return State(position, value, slope, variance, DualAveraging.start(first), Moments.start(position), length)
+        return State(
+            position,
+            value,
+            slope,
+            variance,
+            DualAveraging.start(first),
+            Moments.start(position),
+            length,
+        )
 
-    def step(self, leapfrog: Update, state: State, number: int, random: Numbers, batch: Batch) -> tuple[State, Info]:
+    def step(
+        self, leapfrog: Update, state: State, number: int, random: Numbers, batch: Batch
+    ) -> tuple[State, Info]:
         """Run one trajectory and accept or reject its end."""
         warming = number < self.warmup
-        epsilon = self.step_size or (state.step_size.current if warming else state.step_size.average)
+        epsilon = self.step_size or (
+            state.step_size.current if warming else state.step_size.average
+        )
         length = state.trajectory.current if warming else state.trajectory.average
         fraction = 2 * _van_der_corput(number + 1)
-        steps = min(self.max_steps, max(1, math.ceil(fraction * (self.trajectory or length) / epsilon)))
+        steps = min(
+            self.max_steps, max(1, math.ceil(fraction * (self.trajectory or length) / epsilon))
+        )
 
         position, value, gradient = state.position, state.value, state.gradient
         momentum = random.normal * state.variance.rsqrt()
         before = _energy(value, momentum, state.variance)
         size = state.variance.new_tensor(epsilon)
         for _ in range(steps):
-            position, momentum, gradient, value = leapfrog(position, momentum, gradient, size, state.variance, *batch)
+            position, momentum, gradient, value = leapfrog(
+                position, momentum, gradient, size, state.variance, *batch
+            )
         loss = (_energy(value, momentum, state.variance) - before).nan_to_num(math.inf, math.inf)
         acceptance = (-loss).clamp_max(0).exp()
         accepted = random.uniform.to(acceptance) < acceptance
@@ -191,7 +219,14 @@ class HMC:
         return new, info
 
     def _adapted(
-        self, old: State, new: State, number: int, proposal: Tensor, momentum: Tensor, acceptance: Tensor, u: float
+        self,
+        old: State,
+        new: State,
+        number: int,
+        proposal: Tensor,
+        momentum: Tensor,
+        acceptance: Tensor,
+        u: float,
     ) -> State:
         """Return the state with what this iteration taught."""
         step_size = new.step_size
@@ -207,9 +242,18 @@ class HMC:
             )
         moments = new.moments.update(new.position)
         trajectory = new.trajectory
-        if number >= self.warmup // 10:  # chains that still fall towards the mode come from far at any length
+        if (
+            number >= self.warmup // 10
+        ):  # chains that still fall towards the mode come from far at any length
             trajectory = trajectory.update(
-                old.position, proposal, momentum, acceptance, moments.mean, new.variance, u, step_size.current
+                old.position,
+                proposal,
+                momentum,
+                acceptance,
+                moments.mean,
+                new.variance,
+                u,
+                step_size.current,
             )
         if number + 1 in _windows(self.warmup):
             scale = moments.variance()
@@ -240,15 +284,24 @@ def _van_der_corput(number: int) -> float:
 
 
 def _reasonable_step(
-    leapfrog: Update, position: Tensor, gradient: Tensor, value: Tensor, variance: Tensor, batch: Batch
+    leapfrog: Update,
+    position: Tensor,
+    gradient: Tensor,
+    value: Tensor,
+    variance: Tensor,
+    batch: Batch,
 ) -> float:
     """Return the largest step size 2^-k whose first leapfrog most chains would accept."""
     generator = torch.Generator(position.device).manual_seed(0)
     momentum = torch.empty_like(position).normal_(generator=generator)
     before = _energy(value, momentum, variance)
     for k in range(40):
-        _, p, _, v = leapfrog(position, momentum, gradient, variance.new_tensor(2.0**-k), variance, *batch)
+        _, p, _, v = leapfrog(
+            position, momentum, gradient, variance.new_tensor(2.0**-k), variance, *batch
+        )
         loss = (_energy(v, p, variance) - before).nan_to_num(math.inf, math.inf)
         if float((-loss).clamp_max(0).exp().mean()) > 0.8:
             return 2.0**-k
-    raise SamplingError("hmc: no step size down to 1e-12 is accepted at the start; check data, priors and start")
+    raise SamplingError(
+        "hmc: no step size down to 1e-12 is accepted at the start; check data, priors and start"
+    )

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
+
 from .chains import sample
 from .noise import Numbers
 from .sampler import Batch, Gradient, Update
-from .schedules import Pace, Schedule, require_pace, sampling_steps
+from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
 
 __all__ = ["SGLD", "sgld"]
 
@@ -92,7 +93,7 @@ class State(NamedTuple):
 
     position: Tensor
     gradient: Tensor
-    pace: Pace
+    pace: StepSchedule
 
 
 class Info(NamedTuple):
@@ -113,7 +114,7 @@ class SGLD:
     name = "SGLD"
 
     def __post_init__(self) -> None:
-        require_pace("sgld", self.step_size, self.temperature)
+        require_step_schedule("sgld", self.step_size, self.temperature)
 
     def chosen(self, curvature: Callable[[], float], share: float) -> SGLD:
         """Return the settings with a step size, if none was given; share is B/N."""
@@ -126,9 +127,16 @@ class SGLD:
         """Return one step of all chains, as a function of tensors."""
 
         def update(
-            position: Tensor, slope: Tensor, normal: Tensor, step_size: Tensor, temperature: Tensor, *batch: Tensor
+            position: Tensor,
+            slope: Tensor,
+            normal: Tensor,
+            step_size: Tensor,
+            temperature: Tensor,
+            *batch: Tensor,
         ) -> tuple[Tensor, ...]:
-            position = position + 0.5 * step_size * slope + (step_size * temperature).sqrt() * normal
+            position = (
+                position + 0.5 * step_size * slope + (step_size * temperature).sqrt() * normal
+            )
             value, slope = gradient(position, *batch)
             return position, slope, value
 
@@ -141,9 +149,15 @@ class SGLD:
 
     def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
         """Return the state at these positions (chains, D)."""
-        return State(position, gradient(position, *batch)[1], Pace.start(self.step_size, self.temperature, position))
+        return State(
+            position,
+            gradient(position, *batch)[1],
+            StepSchedule.start(self.step_size, self.temperature, position),
+        )
 
-    def step(self, update: Update, state: State, number: int, random: Numbers, batch: Batch) -> tuple[State, Info]:
+    def step(
+        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
+    ) -> tuple[State, Info]:
         """Move all chains by one step; the minibatch gives the gradient where they arrive."""
         pace = state.pace.at(number, self.step_size, self.temperature)
         position, slope, value = update(

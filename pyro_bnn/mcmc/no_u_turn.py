@@ -18,14 +18,14 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from ..compiled import compiled
-from ..copying import copies
-from ..density import LogDensity
-from ..minibatches import TensorBatches, minibatches
-from ..posterior import Posterior
-from ..randomness import own_randomness
-from ..training import Fit
-from .chains import concerns, require_fitting, starting_points
+from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.compile import compiled
+from pyro_bnn.runtime.copying import deepcopy_together
+from pyro_bnn.runtime.minibatches import TensorBatches, batches_of
+from pyro_bnn.runtime.rng import fork_rng
+
+from .chains import Start, convergence_warnings, require_fitting, starting_points
+from .log_density import LogDensity
 from .sampler import Batch, ConvergenceWarning, Update
 
 __all__ = ["nuts"]
@@ -42,7 +42,7 @@ def nuts(
     backend: str = "pyro",
     target_acceptance: float = 0.8,
     max_tree_depth: int = 10,
-    start: str | Posterior | Fit | Mapping[str, Tensor] = "prior",
+    start: Start = "prior",
     progress: bool = True,
 ) -> Posterior:
     r"""Sample the posterior by NUTS, one chain after the other.
@@ -69,18 +69,26 @@ def nuts(
     if backend not in ("pyro", "nutpie"):
         raise ValueError(f'nuts: expected backend="pyro" or "nutpie", got {backend!r}')
     if chains < 1 or draws < 1 or warmup < 1:
-        raise ValueError(f"nuts: expected chains, warmup and draws of at least 1, got {chains, warmup, draws}")
-    batches = minibatches(data, None, seed, getattr(model, "num_data", None))
+        raise ValueError(
+            f"nuts: expected chains, warmup and draws of at least 1, got {chains, warmup, draws}"
+        )
+    batches = batches_of(data, None, seed, getattr(model, "num_data", None))
     if not isinstance(batches, TensorBatches):
         raise ValueError("nuts: expected tensors (x, y), got a loader")
     began = time.perf_counter()
     sampler = _with_pyro if backend == "pyro" else _with_nutpie
-    with own_randomness(torch.device("cpu"), seed):
-        density = LogDensity(model, batches.tensors) if backend == "pyro" else _doubled(model, batches.tensors)
+    with fork_rng(torch.device("cpu"), seed):
+        density = (
+            LogDensity(model, batches.tensors)
+            if backend == "pyro"
+            else _doubled(model, batches.tensors)
+        )
         require_fitting(density, batches)
         position = starting_points(density, start, chains)
-    values, statistics = sampler(density, position, warmup, draws, seed, target_acceptance, max_tree_depth, progress)
-    told = concerns(statistics)
+    values, statistics = sampler(
+        density, position, warmup, draws, seed, target_acceptance, max_tree_depth, progress
+    )
+    told = convergence_warnings(statistics)
     for concern in told:
         warnings.warn(f"NUTS: {concern}", ConvergenceWarning, stacklevel=2)
     facts = {
@@ -88,24 +96,40 @@ def nuts(
         "seconds": time.perf_counter() - began,
         "gradients": int(statistics.pop("gradients")),
         "data": batches.fingerprint(),
-        "settings": {"warmup": warmup, "target_acceptance": target_acceptance, "max_tree_depth": max_tree_depth},
+        "settings": {
+            "warmup": warmup,
+            "target_acceptance": target_acceptance,
+            "max_tree_depth": max_tree_depth,
+        },
         "warnings": told,
     }
-    own = next((part.dtype for part in batches.tensors if part.is_floating_point()), torch.get_default_dtype())
+    own = next(
+        (part.dtype for part in batches.tensors if part.is_floating_point()),
+        torch.get_default_dtype(),
+    )
     values = {name: value.to(own) for name, value in values.items()}
     return Posterior.from_draws(model, values, statistics, facts)
 
 
 def _doubled(model: Any, data: Batch) -> LogDensity:
     """Return the log-density of program and data in double precision."""
-    (model,) = copies(model)
+    (model,) = deepcopy_together(model)
     if isinstance(model, nn.Module):
         model.double()
-    return LogDensity(model, tuple(part.double() if part.is_floating_point() else part for part in data))
+    return LogDensity(
+        model, tuple(part.double() if part.is_floating_point() else part for part in data)
+    )
 
 
 def _with_pyro(
-    density: LogDensity, position: Tensor, warmup: int, draws: int, seed: int, target: float, depth: int, progress: bool
+    density: LogDensity,
+    position: Tensor,
+    warmup: int,
+    draws: int,
+    seed: int,
+    target: float,
+    depth: int,
+    progress: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run Pyro's sampler on the program, chain after chain."""
     evaluations = itertools.count()
@@ -121,7 +145,13 @@ def _with_pyro(
 
         def note(kernel: Any, _: Any, stage: str, __: int, noted: list = noted) -> None:
             if not stage.lower().startswith("warmup"):
-                noted.append((-float(kernel._potential_energy_last), kernel.step_size, kernel._mean_accept_prob))
+                noted.append(
+                    (
+                        -float(kernel._potential_energy_last),
+                        kernel.step_size,
+                        kernel._mean_accept_prob,
+                    )
+                )
 
         kernel = pyro.infer.NUTS(program, target_accept_prob=target, max_tree_depth=depth)
         run = pyro.infer.MCMC(
@@ -132,26 +162,38 @@ def _with_pyro(
             disable_progbar=not progress,
             hook_fn=note,
         )
-        with own_randomness(density.device, seed * 1009 + chain), density.statements.answering():
+        with fork_rng(density.device, seed * 1009 + chain), density.statements.capture():
             run.run(*density.data)
         diverging = torch.zeros(draws, dtype=torch.bool)
         diverging[list(map(int, run.diagnostics()["divergences"]["chain 0"]))] = True
         statistics = dict(zip(names, torch.tensor(noted).T, strict=True)) | {"diverging": diverging}
         each.append((run.get_samples(), statistics))
     values, statistics = (_stacked(parts) for parts in zip(*each, strict=True))
-    shaped = {name: values[name].reshape(len(position), draws, *site.shape) for name, site in density.sites.items()}
+    shaped = {
+        name: values[name].reshape(len(position), draws, *site.shape)
+        for name, site in density.sites.items()
+    }
     return shaped, statistics | {"gradients": torch.tensor(next(evaluations))}
 
 
 def _with_nutpie(
-    density: LogDensity, position: Tensor, warmup: int, draws: int, seed: int, target: float, depth: int, progress: bool
+    density: LogDensity,
+    position: Tensor,
+    warmup: int,
+    draws: int,
+    seed: int,
+    target: float,
+    depth: int,
+    progress: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run nutpie's sampler on the compiled log-density."""
     try:
         import nutpie
         from nutpie.compiled_pyfunc import from_pyfunc
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{error}; the backend "nutpie" needs it: pip install "pyro-bnn[nuts]"') from error
+        raise ModuleNotFoundError(
+            f'{error}; the backend "nutpie" needs it: pip install "pyro-bnn[nuts]"'
+        ) from error
     update: Update = density.value_and_grad
     if density.vectorized:
         update = compiled(update, [position[:1], *density.data], "NUTS on this model")
@@ -159,7 +201,9 @@ def _with_nutpie(
     def density_and_gradient(q: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = update(torch.from_numpy(q).to(density.dtype)[None], *density.data)
         if not bool(value.isfinite()):
-            raise ValueError("the log-density is not finite")  # nutpie takes it for the end of the trajectory
+            raise ValueError(
+                "the log-density is not finite"
+            )  # nutpie takes it for the end of the trajectory
         return float(value), gradient[0].double().numpy()
 
     starts: Iterator[Tensor] = itertools.cycle(position)
@@ -188,9 +232,13 @@ def _with_nutpie(
     stats, before = (result[group] for group in ("sample_stats", "warmup_sample_stats"))
     theirs = ("logp", "step_size_bar", "mean_tree_accept", "diverging", "n_steps")
     ours = ("lp", "step_size", "acceptance_rate", "diverging", "n_steps")
-    statistics = {a: torch.from_numpy(np.array(stats[b].values)) for a, b in zip(ours, theirs, strict=True)}
+    statistics = {
+        a: torch.from_numpy(np.array(stats[b].values)) for a, b in zip(ours, theirs, strict=True)
+    }
     gradients = int(stats["n_steps"].sum()) + int(before["n_steps"].sum())
-    return density.constrain(flat.to(density.dtype)), statistics | {"gradients": torch.tensor(gradients)}
+    return density.constrain(flat.to(density.dtype)), statistics | {
+        "gradients": torch.tensor(gradients)
+    }
 
 
 def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

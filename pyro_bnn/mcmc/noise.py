@@ -34,11 +34,23 @@ class Noise:
         num_data: N.
     """
 
-    def __init__(self, seed: int, chains: int, size: int, like: Tensor, batch_size: int = 0, num_data: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        chains: int,
+        size: int,
+        like: Tensor,
+        batch_size: int = 0,
+        num_data: int = 0,
+    ) -> None:
         self.size, self.batch_size, self.num_data = size, batch_size, num_data
         self.dtype, self.device = like.dtype, like.device
-        self.ahead = max(1, 16_384 // (size + batch_size + 1))  # steps drawn in one go: a call costs microseconds
-        self.generators = [torch.Generator(self.device).manual_seed(_mixed(seed, chain)) for chain in range(chains)]
+        self.ahead = max(
+            1, 16_384 // (size + batch_size + 1)
+        )  # steps drawn in one go: a call costs microseconds
+        self.generators = [
+            torch.Generator(self.device).manual_seed(_mixed(seed, chain)) for chain in range(chains)
+        ]
         self.states: list[Tensor] = []
         self.used = self.ahead
 
@@ -62,9 +74,13 @@ class Noise:
             if k == 1:  # many weights: in place
                 self.normal[0, chain].normal_(generator=g)
             else:
-                self.normal[:, chain] = torch.randn(k, self.size, generator=g, dtype=self.dtype, **own)
+                self.normal[:, chain] = torch.randn(
+                    k, self.size, generator=g, dtype=self.dtype, **own
+                )
             self.uniform[:, chain] = torch.rand(k, generator=g, **own)
-            self.examples[:, chain] = torch.randint(max(1, self.num_data), (k, self.batch_size), generator=g, **own)
+            self.examples[:, chain] = torch.randint(
+                max(1, self.num_data), (k, self.batch_size), generator=g, **own
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Return where the streams are."""

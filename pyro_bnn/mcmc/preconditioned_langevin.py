@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
+
 from .chains import sample
 from .noise import Numbers
 from .sampler import Batch, Gradient, Update
-from .schedules import Pace, Schedule, require_pace, sampling_steps
+from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
 
 __all__ = ["PSGLD", "psgld"]
 
@@ -85,7 +86,9 @@ def psgld(
         SamplingError: a chain that leaves the finite numbers: the step size is too large.
     """
     num_data = len(data[0])
-    settings = PSGLD(step_size, temperature, num_data, warmup, decay, floor, preconditioner, adapt_draws)
+    settings = PSGLD(
+        step_size, temperature, num_data, warmup, decay, floor, preconditioner, adapt_draws
+    )
     return sample(
         settings,
         model,
@@ -107,7 +110,7 @@ class State(NamedTuple):
     gradient: Tensor
     squares: Tensor
     decay: Tensor
-    pace: Pace
+    pace: StepSchedule
 
 
 class Info(NamedTuple):
@@ -134,13 +137,17 @@ class PSGLD:
     name = "pSGLD"
 
     def __post_init__(self) -> None:
-        require_pace("psgld", self.step_size, self.temperature)
+        require_step_schedule("psgld", self.step_size, self.temperature)
         if not (0 <= self.decay <= 1 and self.floor > 0):
             raise ValueError(
                 f"psgld: expected a decay from 0 to 1 and a floor above zero, got {self.decay} and {self.floor}"
             )
-        if self.preconditioner is not None and not bool((torch.as_tensor(self.preconditioner) > 0).all()):
-            raise ValueError(f"psgld: expected a preconditioner above zero, got {self.preconditioner}")
+        if self.preconditioner is not None and not bool(
+            (torch.as_tensor(self.preconditioner) > 0).all()
+        ):
+            raise ValueError(
+                f"psgld: expected a preconditioner above zero, got {self.preconditioner}"
+            )
 
     def chosen(self, curvature: Callable[[], float], share: float) -> PSGLD:
         """Return the settings with a step size, if none was given; share is B/N."""
@@ -199,10 +206,14 @@ class PSGLD:
                 f"psgld: expected a preconditioner of shape {tuple(position.shape[1:])}, got {tuple(shape)}"
             )
         slope = gradient(position, *batch)[1]
-        pace = Pace.start(self.step_size, self.temperature, position)
-        return State(position, slope, (slope / self.num_data).square(), position.new_tensor(self.decay), pace)
+        pace = StepSchedule.start(self.step_size, self.temperature, position)
+        return State(
+            position, slope, (slope / self.num_data).square(), position.new_tensor(self.decay), pace
+        )
 
-    def step(self, update: Update, state: State, number: int, random: Numbers, batch: Batch) -> tuple[State, Info]:
+    def step(
+        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
+    ) -> tuple[State, Info]:
         """Move all chains by one step; the minibatch gives the gradient where they arrive."""
         pace, decay = state.pace.at(number, self.step_size, self.temperature), state.decay
         if number == self.warmup and not self.adapt_draws:

@@ -50,5 +50,7 @@ class Sampler(Protocol):
     def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> Any:
         """Return the state at these positions (chains, D)."""
 
-    def step(self, update: Update, state: Any, number: int, random: Numbers, batch: Batch) -> tuple[Any, Any]:
+    def step(
+        self, update: Update, state: Any, number: int, random: Numbers, batch: Batch
+    ) -> tuple[Any, Any]:
         """Return the state after step ``number``, and information on it."""

@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Cyclical", "Pace", "PolynomialDecay", "Schedule", "cyclical", "polynomial_decay"]
+__all__ = [
+    "Cyclical",
+    "StepSchedule",
+    "PolynomialDecay",
+    "Schedule",
+    "cyclical",
+    "polynomial_decay",
+]
 
 Schedule = float | Callable[[int], float]
 
@@ -122,7 +129,7 @@ class Cyclical:
         return (number % self.cycle_length) / self.cycle_length
 
 
-class Pace(NamedTuple):
+class StepSchedule(NamedTuple):
     """Step size and temperature as tensors (), made anew only when their values change, and the cycle if there is one.
 
     A new tensor costs microseconds, as much as the arithmetic of a small network.
@@ -134,12 +141,14 @@ class Pace(NamedTuple):
     values: tuple[float, float, int | None]
 
     @staticmethod
-    def start(schedule: Schedule | None, temperature: float, like: Tensor) -> Pace:
+    def start(schedule: Schedule | None, temperature: float, like: Tensor) -> StepSchedule:
         """Return the pace of step zero."""
         nothing = like.new_zeros(())
-        return Pace(nothing, nothing, None, (math.nan, math.nan, None)).at(0, schedule, temperature)
+        return StepSchedule(nothing, nothing, None, (math.nan, math.nan, None)).at(
+            0, schedule, temperature
+        )
 
-    def at(self, number: int, schedule: Schedule | None, temperature: float) -> Pace:
+    def at(self, number: int, schedule: Schedule | None, temperature: float) -> StepSchedule:
         """Return the pace of step ``number``.
 
         Raises:
@@ -155,22 +164,28 @@ class Pace(NamedTuple):
         if values == self.values:
             return self
         if not 0 < step_size < math.inf:
-            raise ValueError(f"step_size: expected a number above zero at step {number}, got {step_size}")
+            raise ValueError(
+                f"step_size: expected a number above zero at step {number}, got {step_size}"
+            )
         new = self.step_size.new_tensor
         noted = None if cycle is None else new(cycle, dtype=torch.int64)
-        return Pace(new(step_size), new(temperature), noted, values)
+        return StepSchedule(new(step_size), new(temperature), noted, values)
 
 
-def require_pace(name: str, step_size: Schedule | None, temperature: float) -> None:
+def require_step_schedule(name: str, step_size: Schedule | None, temperature: float) -> None:
     """Refuse a step size or a temperature that makes no sense.
 
     Raises:
         ValueError: with what was expected.
     """
     if step_size is not None and not callable(step_size) and not 0 < step_size < math.inf:
-        raise ValueError(f"{name}: expected a step_size above zero or a function of the step number, got {step_size}")
+        raise ValueError(
+            f"{name}: expected a step_size above zero or a function of the step number, got {step_size}"
+        )
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"{name}: expected a temperature of at least zero (1 for the posterior), got {temperature}")
+        raise ValueError(
+            f"{name}: expected a temperature of at least zero (1 for the posterior), got {temperature}"
+        )
 
 
 def sampling_steps(step_size: Schedule | None) -> Callable[[int], bool] | None:

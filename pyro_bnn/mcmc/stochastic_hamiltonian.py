@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
+
 from .chains import sample
 from .noise import Numbers
 from .sampler import Batch, Gradient, Update
-from .schedules import Pace, Schedule, require_pace, sampling_steps
+from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
 
 __all__ = ["SGHMC", "sghmc"]
 
@@ -98,7 +99,7 @@ class State(NamedTuple):
     position: Tensor
     velocity: Tensor
     gradient: Tensor
-    pace: Pace
+    pace: StepSchedule
 
 
 class Info(NamedTuple):
@@ -121,7 +122,7 @@ class SGHMC:
     name = "SGHMC"
 
     def __post_init__(self) -> None:
-        require_pace("sghmc", self.step_size, self.temperature)
+        require_step_schedule("sghmc", self.step_size, self.temperature)
         if not (0 < self.friction <= 1 and 0 <= self.noise_estimate <= self.friction):
             raise ValueError(
                 "sghmc: expected a friction above 0 and at most 1, and a noise_estimate from 0 to the friction, "
@@ -133,7 +134,9 @@ class SGHMC:
         if self.step_size is not None:
             return self
         # η λ / 4 without minibatches; with them the estimate β = η λ (N / B) / 2 beside the friction α
-        return replace(self, step_size=(0.1 if share == 1 else 0.1 * self.friction * share) / curvature())
+        return replace(
+            self, step_size=(0.1 if share == 1 else 0.1 * self.friction * share) / curvature()
+        )
 
     def function(self, gradient: Gradient) -> Update:
         """Return one step of all chains, as a function of tensors."""
@@ -158,17 +161,33 @@ class SGHMC:
     def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
         """Return arguments of that function."""
         zero, one = torch.zeros_like(position), torch.ones_like(position)
-        return [position, zero, zero, one, position.new_tensor(1e-4), position.new_tensor(1.0), *batch]
+        return [
+            position,
+            zero,
+            zero,
+            one,
+            position.new_tensor(1e-4),
+            position.new_tensor(1.0),
+            *batch,
+        ]
 
     def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
         """Return the state at these positions (chains, D), at rest."""
-        pace = Pace.start(self.step_size, self.temperature, position)
+        pace = StepSchedule.start(self.step_size, self.temperature, position)
         return State(position, torch.zeros_like(position), gradient(position, *batch)[1], pace)
 
-    def step(self, update: Update, state: State, number: int, random: Numbers, batch: Batch) -> tuple[State, Info]:
+    def step(
+        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
+    ) -> tuple[State, Info]:
         """Move all chains by one step; the minibatch gives the gradient where they arrive."""
         pace = state.pace.at(number, self.step_size, self.temperature)
         position, velocity, slope, value = update(
-            state.position, state.velocity, state.gradient, random.normal, pace.step_size, pace.temperature, *batch
+            state.position,
+            state.velocity,
+            state.gradient,
+            random.normal,
+            pace.step_size,
+            pace.temperature,
+            *batch,
         )
         return State(position, velocity, slope, pace), Info(value, pace.step_size, pace.cycle)

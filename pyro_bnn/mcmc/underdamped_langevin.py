@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior import Posterior
+from pyro_bnn.posterior import Posterior
+
 from .chains import sample
 from .noise import Numbers
 from .sampler import Batch, Gradient, Update
-from .schedules import Pace, Schedule, require_pace, sampling_steps
+from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
 
 __all__ = ["BAOA", "baoa"]
 
@@ -98,7 +99,7 @@ class State(NamedTuple):
     position: Tensor
     momentum: Tensor
     gradient: Tensor
-    pace: Pace
+    pace: StepSchedule
 
 
 class Info(NamedTuple):
@@ -120,7 +121,7 @@ class BAOA:
     name = "BAOA"
 
     def __post_init__(self) -> None:
-        require_pace("baoa", self.step_size, self.temperature)
+        require_step_schedule("baoa", self.step_size, self.temperature)
         if self.friction is not None and not 0 < self.friction < math.inf:
             raise ValueError(f"baoa: expected a friction above zero, got {self.friction}")
 
@@ -162,17 +163,33 @@ class BAOA:
     def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
         """Return arguments of that function."""
         zero, one = torch.zeros_like(position), torch.ones_like(position)
-        return [position, zero, zero, one, position.new_tensor(1e-4), position.new_tensor(1.0), *batch]
+        return [
+            position,
+            zero,
+            zero,
+            one,
+            position.new_tensor(1e-4),
+            position.new_tensor(1.0),
+            *batch,
+        ]
 
     def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
         """Return the state at these positions (chains, D), at rest."""
-        pace = Pace.start(self.step_size, self.temperature, position)
+        pace = StepSchedule.start(self.step_size, self.temperature, position)
         return State(position, torch.zeros_like(position), gradient(position, *batch)[1], pace)
 
-    def step(self, update: Update, state: State, number: int, random: Numbers, batch: Batch) -> tuple[State, Info]:
+    def step(
+        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
+    ) -> tuple[State, Info]:
         """Move all chains by one step; the minibatch gives the gradient where they arrive."""
         pace = state.pace.at(number, self.step_size, self.temperature)
         position, momentum, slope, value = update(
-            state.position, state.momentum, state.gradient, random.normal, pace.step_size, pace.temperature, *batch
+            state.position,
+            state.momentum,
+            state.gradient,
+            random.normal,
+            pace.step_size,
+            pace.temperature,
+            *batch,
         )
         return State(position, momentum, slope, pace), Info(value, pace.step_size, pace.cycle)

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .. import distributions
+from pyro_bnn import distributions
+
 from .sites import group_shape, positive, sample
 
-__all__ = ["AutomaticRelevance", "Elementwise", "GaussianMixture", "LearnedNormal", "LogUniform", "Mixture", "Normal"]
+__all__ = [
+    "AutomaticRelevance",
+    "Elementwise",
+    "GaussianMixture",
+    "LearnedNormal",
+    "LogUniform",
+    "Mixture",
+    "Normal",
+]
 
 
 class Elementwise(nn.Module):
@@ -32,13 +41,18 @@ class Elementwise(nn.Module):
 
     def __init__(self, distribution: torch.distributions.Distribution) -> None:
         super().__init__()
-        if not isinstance(distribution, torch.distributions.Distribution) or distribution.event_shape:
+        if (
+            not isinstance(distribution, torch.distributions.Distribution)
+            or distribution.event_shape
+        ):
             raise TypeError(
                 f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}"
             )
         self.distribution = _as_pyro(distribution)
         for key, value in _parameters(self.distribution).items():
-            self.register_buffer(key, torch.as_tensor(value))  # they follow the network to its device and dtype
+            self.register_buffer(
+                key, torch.as_tensor(value)
+            )  # they follow the network to its device and dtype
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""
@@ -141,7 +155,10 @@ class GaussianMixture(nn.Module):
     locs: Tensor
 
     def __init__(
-        self, scales: Sequence[float], probs: Sequence[float] | None = None, locs: Sequence[float] | None = None
+        self,
+        scales: Sequence[float],
+        probs: Sequence[float] | None = None,
+        locs: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
@@ -151,8 +168,12 @@ class GaussianMixture(nn.Module):
                 "expected one or more, of each as many"
             )
         dtype = torch.get_default_dtype()
-        self.register_buffer("scales", positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype)))
-        self.register_buffer("probs", positive("GaussianMixture", "probs", torch.tensor(probs, dtype=dtype)))
+        self.register_buffer(
+            "scales", positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype))
+        )
+        self.register_buffer(
+            "probs", positive("GaussianMixture", "probs", torch.tensor(probs, dtype=dtype))
+        )
         self.register_buffer("locs", torch.tensor(locs, dtype=dtype))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:

@@ -10,10 +10,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .. import distributions
+from pyro_bnn import distributions
+
 from .sites import group_shape, positive, sample, sample_from, standard_normal
 
-__all__ = ["Horseshoe", "InformationBottleneck", "NormalJeffreys", "TruncatedLogUniform", "regularised"]
+__all__ = [
+    "Horseshoe",
+    "InformationBottleneck",
+    "NormalJeffreys",
+    "TruncatedLogUniform",
+    "regularised",
+]
 
 
 class NormalJeffreys(nn.Module):
@@ -35,7 +42,9 @@ class NormalJeffreys(nn.Module):
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample scale and unit and report their product as the site ``name``."""
-        z = sample(f"{name}.scale", distributions.LogUniform(kl=self.kl), group_shape(shape, group_dim))
+        z = sample(
+            f"{name}.scale", distributions.LogUniform(kl=self.kl), group_shape(shape, group_dim)
+        )
         return pyro.deterministic(name, standard_normal(name, shape, z) * z)
 
 
@@ -93,13 +102,19 @@ class TruncatedLogUniform(nn.Module):
     high: Tensor
     unit_scale: Tensor | None
 
-    def __init__(self, low: float = -20.0, high: float = 0.0, unit_scale: float | None = None) -> None:
+    def __init__(
+        self, low: float = -20.0, high: float = 0.0, unit_scale: float | None = None
+    ) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"TruncatedLogUniform: expected low < high, got {low} and {high}")
         self.register_buffer("low", torch.as_tensor(low, dtype=torch.get_default_dtype()))
         self.register_buffer("high", torch.as_tensor(high, dtype=torch.get_default_dtype()))
-        given = None if unit_scale is None else positive("TruncatedLogUniform", "unit_scale", unit_scale)
+        given = (
+            None
+            if unit_scale is None
+            else positive("TruncatedLogUniform", "unit_scale", unit_scale)
+        )
         self.register_buffer("unit_scale", given)
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
@@ -139,7 +154,11 @@ class Horseshoe(nn.Module):
     slab: Tensor | None
 
     def __init__(
-        self, global_scale: float = 1.0, slab: float | None = None, group: bool | None = True, decomposed: bool = False
+        self,
+        global_scale: float = 1.0,
+        slab: float | None = None,
+        group: bool | None = True,
+        decomposed: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("global_scale", positive("Horseshoe", "global_scale", global_scale))

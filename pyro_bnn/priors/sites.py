@@ -17,7 +17,11 @@ Prior = Callable[[str, torch.Size, int | None], Tensor]
 
 def positive(owner: str, argument: str, value: float | Tensor) -> Tensor:
     """Return the value as a tensor, refusing what is not above zero."""
-    tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()) if not isinstance(value, Tensor) else value
+    tensor = (
+        torch.as_tensor(value, dtype=torch.get_default_dtype())
+        if not isinstance(value, Tensor)
+        else value
+    )
     if not tensor.is_meta and not bool((tensor > 0).all()):
         raise ValueError(f"{owner}: expected {argument} above zero, got {value}")
     return tensor
@@ -28,7 +32,9 @@ def sample(name: str, distribution: dist.TorchDistribution, shape: Sequence[int]
     return pyro.sample(name, distribution.expand(torch.Size(shape)).to_event(len(shape)))
 
 
-def sample_from(name: str, distribution: dist.TorchDistribution, shape: Sequence[int], initial: Tensor) -> Tensor:
+def sample_from(
+    name: str, distribution: dist.TorchDistribution, shape: Sequence[int], initial: Tensor
+) -> Tensor:
     """Sample a tensor of independent elements and tell guides where to start."""
     fn = distribution.expand(torch.Size(shape)).to_event(len(shape))
     hint: Any = {"initial": initial.expand(torch.Size(shape))}

@@ -1,0 +1,1 @@
+"""The command line, ``pyro-bnn``: one module per command."""

@@ -1,0 +1,1 @@
+"""The ``.pbnn`` file: one arithmetic coder for graph, positions, values and biases."""

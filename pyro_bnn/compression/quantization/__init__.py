@@ -1,0 +1,1 @@
+"""From real weights to a few values per layer, and few bits per weight."""

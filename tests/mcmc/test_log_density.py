@@ -1,0 +1,338 @@
+"""The log-density against plain Pyro, value and gradient, and what it refuses."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import initialize_model
+from torch import nn
+
+from pyro_bnn import BayesianNet, likelihoods, mcmc, priors
+from pyro_bnn.distributions import ImproperPriorError
+from pyro_bnn.mcmc.log_density import LogDensity, NonFiniteDensityError
+from pyro_bnn.models import LeNet5, linear_regression, mlp_regression
+from pyro_bnn.runtime.validation import DataError
+
+N = 7
+X, CLASSES, REAL = (
+    torch.randn(N, 3, dtype=torch.float64),
+    torch.arange(N) % 2,
+    torch.randn(N, dtype=torch.float64),
+)
+
+
+def net(outputs=2):
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs)).double()
+
+
+def classifier(prior, network=None):
+    return BayesianNet(network or net(), {"*": prior}, likelihoods.Categorical(), N).double()
+
+
+def regressor(likelihood):
+    return BayesianNet(net(1), {"*": priors.Normal(1.0)}, likelihood, N).double()
+
+
+def several_plates(x, y):
+    """Sites inside plates, on an interval and on a simplex; two likelihoods."""
+    shares = pyro.sample("shares", dist.Dirichlet(x.new_ones(3)))
+    bounded = pyro.sample("bounded", dist.Uniform(x.new_tensor(-1.0), 2.0))
+    with pyro.plate("inputs", 3):
+        weight = pyro.sample("weight", dist.Normal(x.new_zeros(()), 1.0))
+    root = pyro.sample("root", dist.LKJCholesky(2, x.new_tensor(2.0)))
+    with pyro.plate("data", N, subsample=range(len(x))):
+        pyro.sample("y", dist.Normal(x @ (weight * shares) + bounded, 0.5 + root[1, 1]), obs=y)
+        pyro.sample("again", dist.StudentT(3.0, bounded, 1.0), obs=y)
+
+
+normal = priors.Normal(0.7)
+PROGRAMS = {
+    "normal": lambda: (classifier(normal), (X, CLASSES)),
+    "horseshoe": lambda: (classifier(priors.Horseshoe()), (X, CLASSES)),
+    "horseshoe with slab": lambda: (classifier(priors.Horseshoe(slab=2.0)), (X, CLASSES)),
+    "decomposed horseshoe": lambda: (classifier(priors.Horseshoe(decomposed=True)), (X, CLASSES)),
+    "mixture": lambda: (classifier(priors.GaussianMixture([1.0, 0.1], [0.3, 0.7])), (X, CLASSES)),
+    "student": lambda: (classifier(priors.Elementwise(dist.StudentT(3.0, 0.0, 0.5))), (X, CLASSES)),
+    "bernoulli": lambda: (
+        BayesianNet(net(1), {"*": normal}, likelihoods.Bernoulli(), N).double(),
+        (X, CLASSES.double()),
+    ),
+    "known noise": lambda: (regressor(likelihoods.Gaussian(0.3)), (X, REAL)),
+    "inferred noise": lambda: (regressor(likelihoods.Gaussian(dist.HalfNormal(1.0))), (X, REAL)),
+    "linear regression": lambda: (linear_regression(N, inputs=3), (X, REAL)),
+    "mlp regression": lambda: (mlp_regression(N, inputs=3, hidden=4), (X, REAL)),
+    "several plates": lambda: (several_plates, (X, REAL)),
+}
+
+
+def by_hand(density, position, *batch):
+    """Plain Pyro at one position: the trace's log-density and the transforms' Jacobians."""
+    values, jacobian, start = {}, 0.0, 0
+    for name, site in density.trace.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or name not in density.sites:
+            continue
+        transform = torch.distributions.biject_to(site["fn"].support)
+        shape = transform.inverse_shape(site["value"].shape)
+        free = position[start : start + shape.numel()].reshape(shape)
+        start += shape.numel()
+        values[name] = transform(free)
+        jacobian = jacobian + transform.log_abs_det_jacobian(free, values[name]).sum()
+    trace = poutine.trace(poutine.condition(density.model, data=values)).get_trace(*batch)
+    return trace.log_prob_sum() + jacobian
+
+
+def points(density, count=3):
+    torch.manual_seed(4)
+    return 0.5 * torch.randn(count, density.size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_value_and_gradient_are_those_of_plain_pyro(name):
+    density = LogDensity(*PROGRAMS[name]())
+    assert density.vectorized
+    positions = points(density)
+    values, gradients = density.value_and_grad(positions, *density.data)
+    for position, value, gradient in zip(positions, values, gradients, strict=True):
+        leaf = position.clone().requires_grad_()
+        expected = by_hand(density, leaf, *density.data)
+        (slope,) = torch.autograd.grad(expected, leaf)
+        assert torch.allclose(value, expected, rtol=1e-10)
+        assert torch.allclose(gradient, slope, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "name", ["inferred noise", "linear regression", "mlp regression", "horseshoe with slab"]
+)
+def test_value_and_gradient_are_those_of_the_potential_that_pyros_own_samplers_use(name):
+    model, data = PROGRAMS[name]()
+    density = LogDensity(model, data)
+    _, potential, _, _ = initialize_model(density.model, model_args=data)
+    for position in points(density):
+        assert math.isclose(
+            float(density(position, *data)), -float(potential(density.free(position))), rel_tol=1e-9
+        )
+
+
+@pytest.mark.parametrize("name", ["normal", "inferred noise", "mlp regression"])
+def test_a_minibatch_counts_n_over_b_and_its_mean_is_the_whole(name):
+    model, (x, y) = PROGRAMS[name]()
+    density = LogDensity(model, (x, y))
+    position = points(density, 1)
+    whole = density.value_and_grad(position, x, y)
+    each = [density.value_and_grad(position, x[i : i + 1], y[i : i + 1]) for i in range(N)]
+    for part in range(2):
+        assert torch.allclose(
+            torch.stack([one[part] for one in each]).mean(0), whole[part], rtol=1e-9
+        )
+
+
+def test_every_chain_may_have_a_minibatch_of_its_own():
+    model, (x, y) = PROGRAMS["mlp regression"]()
+    density = LogDensity(model, (x[:2], y[:2]))
+    index = torch.tensor([[0, 1], [5, 5], [6, 2]])
+    values, gradients = density.value_and_grad_each(points(density), x[index], y[index])
+    for chain, position in enumerate(points(density)):
+        value, gradient = density.value_and_grad(position[None], x[index[chain]], y[index[chain]])
+        assert torch.allclose(values[chain], value)
+        assert torch.allclose(gradients[chain], gradient)
+
+
+def test_dropout_passes_and_batch_norm_uses_its_running_moments():
+    layers = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+    ).double()
+    layers[1].running_mean += 0.3
+    model = classifier(priors.Normal(1.0), layers)
+    density = LogDensity(model, (X, CLASSES))
+    position = points(density, 2)
+    first, again = (density.value_and_grad(position, X, CLASSES)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    # examples do not see each other
+    each = torch.stack(
+        [density.value_and_grad(position, X[i : i + 1], CLASSES[i : i + 1])[0] for i in range(N)]
+    )
+    assert torch.allclose(each.mean(0), first)
+    assert model.training  # what was handed in is as it was
+
+
+def test_a_convolutional_net_has_the_density_of_plain_pyro():
+    network = LeNet5()
+    x, y = torch.randn(2, 1, 28, 28), torch.tensor([3, 7])
+    density = LogDensity(
+        BayesianNet(network, {"*": priors.Normal(0.1)}, likelihoods.Categorical(), 2), (x, y)
+    )
+    position = 0.01 * torch.randn(1, density.size)
+    value, gradient = density.value_and_grad(position, x, y)
+    assert torch.allclose(value[0], by_hand(density, position[0], x, y), rtol=1e-5)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_constrain_and_unconstrain_are_inverse(name):
+    density = LogDensity(*PROGRAMS[name]())
+    positions = points(density, 6).reshape(2, 3, -1)
+    values = density.constrain(positions)
+    assert all(value.shape == (2, 3, *density.sites[site].shape) for site, value in values.items())
+    assert torch.allclose(density.unconstrain(values), positions, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"weight": torch.zeros(3)}, {"weight": torch.zeros(2), "bias": torch.zeros(())}],
+)
+def test_values_that_miss_a_site_or_have_another_shape_are_refused_by_name(values):
+    density = LogDensity(linear_regression(N, inputs=3), (X, REAL))
+    with pytest.raises(ValueError, match=r"for site .(bias|weight)., got"):
+        density.unconstrain(values)
+
+
+# --- Fallbacks -------------------------------------------------------------------------------------------------------
+
+
+@config_enumerate
+def mixture(y):
+    centre = pyro.sample("centre", dist.Normal(y.new_zeros(()), 2.0))
+    with pyro.plate("data", len(y)):
+        kind = pyro.sample("kind", dist.Bernoulli(y.new_tensor(0.3)))
+        pyro.sample("y", dist.Normal(centre * (2 * kind - 1), 0.5), obs=y)
+
+
+def test_discrete_sites_are_summed_out():
+    y = torch.tensor([0.4, -1.3, 2.0], dtype=torch.float64)
+    density = LogDensity(mixture, (y,))
+    assert list(density.sites) == ["centre"]
+    assert not density.vectorized
+    for centre in torch.tensor([-0.7, 0.1, 1.5], dtype=torch.float64):
+        expected = dist.Normal(0.0, 2.0).log_prob(centre)
+        for one in y:  # log sum over both kinds
+            kinds = [
+                math.log(p) + dist.Normal(sign * centre, 0.5).log_prob(one)
+                for p, sign in ((0.3, 1), (0.7, -1))
+            ]
+            expected = expected + torch.stack(kinds).logsumexp(0)
+        value, gradient = density.value_and_grad(centre.reshape(1, 1), y)
+        assert math.isclose(float(value), float(expected), rel_tol=1e-9)
+        assert gradient.isfinite().all()
+
+
+def deciding(x, y):
+    """Another likelihood on either side of zero, decided in Python."""
+    weight = pyro.sample("weight", dist.Normal(x.new_zeros(()), 1.0))
+    scale = 0.5 if float(weight.detach()) > 0 else 2.0
+    with pyro.plate("data", N, subsample=range(len(x))):
+        pyro.sample("y", dist.Normal(x[:, 0] * weight, scale), obs=y)
+
+
+def test_a_program_that_decides_by_values_is_computed_chain_by_chain():
+    density = LogDensity(deciding, (X, REAL))
+    assert not density.vectorized
+    positions = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)
+    values, _ = density.value_and_grad(positions, X, REAL)
+    for position, value in zip(positions, values, strict=True):
+        assert torch.allclose(value, by_hand(density, position, X, REAL))
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [priors.LogUniform(), priors.NormalJeffreys()])
+def test_improper_priors_are_refused_and_proper_relatives_named(prior):
+    with pytest.raises(
+        ImproperPriorError, match=r"site '.*weight.*' has the improper prior LogUniform.*Horseshoe"
+    ):
+        LogDensity(classifier(prior), (X, CLASSES))
+
+
+def test_free_parameters_are_named():
+    model = BayesianNet(net(), priors.Normal(1.0), likelihoods.Categorical(), N).double()
+    with pytest.raises(ValueError, match=r"net\.0\.bias, net\.2\.bias are free.*freeze"):
+        LogDensity(model, (X, CLASSES))
+    LogDensity(model.freeze(), (X, CLASSES))
+
+    def program(x):
+        slope = pyro.param("slope", torch.tensor(1.0))
+        pyro.sample("q", dist.Normal(slope, 1.0))
+
+    with pytest.raises(ValueError, match="the parameters slope are free"):
+        LogDensity(program, (X,))
+
+
+def test_a_plate_that_draws_its_own_minibatch_is_refused():
+    def program(x, y):
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", N, subsample_size=2) as index:
+            pyro.sample("y", dist.Normal(slope * x[index, 0], 1.0), obs=y[index])
+
+    with pytest.raises(
+        ValueError, match=r"plate 'data' draws its own minibatch of 2.*subsample=range"
+    ):
+        LogDensity(program, (X, REAL))
+
+
+def test_a_model_without_a_latent_site_is_refused():
+    def program(y):
+        pyro.sample("y", dist.Normal(y.new_zeros(N), 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match="no continuous latent site"):
+        LogDensity(program, (REAL,))
+
+
+def test_a_weight_that_the_net_never_reads_is_refused():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(ValueError, match=r"never reads idle\.weight"):
+        LogDensity(classifier(priors.Normal(1.0), Idle().double()), (X, CLASSES))
+
+
+def test_data_that_are_not_finite_or_not_all_there_are_refused():
+    model = linear_regression(N, inputs=3)
+    broken = REAL.clone()
+    broken[2] = math.nan
+    with pytest.raises(DataError, match=r"y\[2\]|finite"):
+        mcmc.sgld(model, (X, broken), step_size=1e-3, progress=False)
+    with pytest.raises(ValueError, match=f"plate 'data' of {N} examples but the data have 5"):
+        mcmc.sgld(model, (X[:5], REAL[:5]), step_size=1e-3, progress=False)
+    with pytest.raises(
+        ValueError, match=f"the data have 5 examples but the model's num_data is {N}"
+    ):
+        mcmc.hmc(classifier(priors.Normal(1.0)), (X[:5], CLASSES[:5]), progress=False)
+
+
+def test_a_start_of_density_zero_names_its_site():
+    density = LogDensity(linear_regression(N, inputs=3), (X, REAL))
+    with pytest.raises(NonFiniteDensityError, match="at site weight"):
+        density.require_finite(torch.tensor([math.inf, 0.0, 0.0, 0.0], dtype=torch.float64))
+    start = {"weight": torch.tensor([math.nan, 0.0, 0.0]), "bias": torch.tensor(0.0)}
+    with pytest.raises(NonFiniteDensityError, match="at site weight"):
+        mcmc.sgld(
+            linear_regression(N, inputs=3), (X, REAL), step_size=1e-3, start=start, progress=False
+        )
+
+
+# --- Bugs put in on purpose ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("_values", "jacobian + site.transform", "jacobian - site.transform"),
+        ("_values", "site.transform.log_abs_det_jacobian(free, value).sum()", "0.0"),
+        ("_values", "site.transform(free)\n", "site.transform(-free)\n"),
+        ("__call__", "trace.log_prob_sum() + jacobian", "2 * trace.log_prob_sum() + jacobian"),
+        ("__call__", "trace.log_prob_sum()", 'trace.log_prob_sum(lambda name, site: name != "y")'),
+    ],
+)
+def test_the_comparison_with_plain_pyro_rejects(name, right, wrong, seeded_bug):
+    seeded_bug(LogDensity, name, right, wrong)
+    with pytest.raises(AssertionError):
+        test_value_and_gradient_are_those_of_plain_pyro("horseshoe")
