@@ -27,6 +27,7 @@ def batches_of(
     batch_size: int | None,
     seed: int,
     num_data: int | None,
+    caller: str = "fit",
 ) -> TensorBatches | LoaderBatches:
     """Return the stream of minibatches of these data.
 
@@ -35,6 +36,7 @@ def batches_of(
         batch_size: B; ``None`` for all the data, or what the loader says.
         seed: of the order.
         num_data: N as the model has it, or ``None`` where it does not say.
+        caller: name of the function that the user called, with which messages begin.
 
     Raises:
         ValueError: a batch size or a number of examples that does not fit; a loader without a length.
@@ -43,7 +45,9 @@ def batches_of(
     if isinstance(data, Tensor):
         data = (data,)
     if isinstance(data, tuple | list) and data and all(isinstance(part, Tensor) for part in data):
-        batches: TensorBatches | LoaderBatches = TensorBatches(tuple(data), batch_size, seed)
+        batches: TensorBatches | LoaderBatches = TensorBatches(
+            tuple(data), batch_size, seed, caller
+        )
     elif (
         isinstance(data, tuple | list)
         or not hasattr(data, "__len__")
@@ -55,17 +59,17 @@ def batches_of(
             else type(data).__name__
         )
         raise ValueError(
-            f"fit: expected tensors (x, y) or a DataLoader that knows its length, got {kinds}"
+            f"{caller}: expected tensors (x, y) or a DataLoader that knows its length, got {kinds}"
         )
     elif batch_size is not None:
         raise ValueError(
-            f"fit: a loader decides on its batches itself, but batch_size={batch_size} was given; leave it out"
+            f"{caller}: a loader decides on its batches itself, but batch_size={batch_size} was given; leave it out"
         )
     else:
         batches = LoaderBatches(data, seed, num_data)
     if num_data is not None and batches.num_data != num_data:
         raise ValueError(
-            f"fit: the data have {batches.num_data} examples but the model's num_data is {num_data}; "
+            f"{caller}: the data have {batches.num_data} examples but the model's num_data is {num_data}; "
             f"if this is a part of the data (a training split), the model should say so: num_data={batches.num_data}"
         )
     return batches
@@ -74,7 +78,9 @@ def batches_of(
 class TensorBatches:
     """Batches of one size: epochs are permutations laid end to end; what is left of one is carried into the next."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], size: int | None, seed: int) -> None:
+    def __init__(
+        self, tensors: tuple[Tensor, ...], size: int | None, seed: int, caller: str = "fit"
+    ) -> None:
         if len(tensors) == 1:
             validate(tensors[0], tensors[0])
         for other in tensors[1:]:
@@ -85,12 +91,12 @@ class TensorBatches:
         self.seed, self.num_data = seed, len(tensors[0])
         if size is not None and (not isinstance(size, Integral) or size < 1):
             raise ValueError(
-                f"fit: expected a batch_size that is a whole number of at least 1, got {size!r}"
+                f"{caller}: expected a batch_size that is a whole number of at least 1, got {size!r}"
             )
         self.size = self.num_data if size is None else int(size)
         if self.size > self.num_data:
             raise ValueError(
-                f"fit: batch_size={size} is larger than the data set of {self.num_data}; "
+                f"{caller}: batch_size={size} is larger than the data set of {self.num_data}; "
                 f"use batch_size={self.num_data} or None"
             )
         self.per_epoch = Fraction(self.num_data, self.size)

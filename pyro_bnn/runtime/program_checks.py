@@ -11,7 +11,7 @@ from pyro_bnn.runtime.validation import DataError
 __all__ = ["require_observable", "require_whole_plate"]
 
 
-def require_observable(name: str, distribution: Any, y: Tensor) -> None:
+def require_observable(name: str, distribution: Any, y: Tensor, caller: str = "fit") -> None:
     """Refuse data outside the support of the likelihood: a label of 10 for ten classes, say.
 
     Raises:
@@ -21,12 +21,12 @@ def require_observable(name: str, distribution: Any, y: Tensor) -> None:
     if len(bad):
         index = tuple(bad[0].tolist())
         raise DataError(
-            f"fit: y{list(index)} = {y[index].tolist()} cannot be observed at site {name!r}: "
+            f"{caller}: y{list(index)} = {y[index].tolist()} cannot be observed at site {name!r}: "
             f"expected values in {distribution.support}"
         )
 
 
-def require_whole_plate(name: str, plates: Any, num_data: int) -> None:
+def require_whole_plate(name: str, plates: Any, num_data: int, caller: str = "fit") -> None:
     """Refuse a model whose plate over the data has another size than the data set: its ELBO would be of other data.
 
     Raises:
@@ -36,7 +36,7 @@ def require_whole_plate(name: str, plates: Any, num_data: int) -> None:
         size = plate.full_size or plate.size
         if plate.dim == -1 and size != num_data:
             raise ValueError(
-                f"fit: site {name!r} lies in the plate {plate.name!r} of {size} examples but the data have {num_data}; "
+                f"{caller}: site {name!r} lies in the plate {plate.name!r} of {size} examples but the data have {num_data}; "
                 f"the plate must have the size of the whole data set, whatever the size of a batch: "
                 f"pyro.plate({plate.name!r}, {num_data}, subsample=range(len(x)))"
             )
