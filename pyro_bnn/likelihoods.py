@@ -8,7 +8,7 @@ draws them in ``sites()``, once for the whole data set, and is then handed what 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +16,24 @@ from torch import Tensor, nn
 
 from .priors import Elementwise
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian"]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "LikelihoodWithSites"]
+
+
+class Likelihood(Protocol):
+    """A function of the outputs of a network that returns a distribution over the data."""
+
+    def __call__(self, outputs: Tensor, /) -> dist.TorchDistribution:
+        """Return the distribution over ``y`` for outputs of shape (batch, ...)."""
+
+
+class LikelihoodWithSites(Protocol):
+    """A likelihood that has unknowns of its own, such as a noise scale that is inferred."""
+
+    def sites(self) -> dict[str, Tensor]:
+        """Draw the unknowns by ``pyro.sample``, once for the whole data set; return their values."""
+
+    def __call__(self, outputs: Tensor, /, **unknowns: Tensor) -> dist.TorchDistribution:
+        """Return the distribution over ``y``, given the outputs and the unknowns."""
 
 
 def _drop_last(outputs: Tensor) -> Tensor:

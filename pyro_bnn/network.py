@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .likelihoods import Likelihood, LikelihoodWithSites
 from .priors import Prior
 
 __all__ = ["BayesianNet", "InitialValues"]
@@ -69,7 +70,7 @@ class BayesianNet(PyroModule):
         self,
         net: nn.Module,
         prior: Prior | Mapping[str | type[nn.Module], Prior | None],
-        likelihood: Callable[..., dist.TorchDistribution],
+        likelihood: Likelihood,
         num_data: int,
         subsample_size: int | None = None,
     ) -> None:
@@ -121,7 +122,8 @@ class BayesianNet(PyroModule):
             if isinstance(batch, Tensor):
                 x, y = x[batch], None if y is None else y[batch]
             outputs = self._run(weights, x)
-            pyro.sample("y", _observable(self.likelihood(outputs, **unknowns), y), obs=y)
+            distribution = cast(LikelihoodWithSites, self.likelihood)(outputs, **unknowns)
+            pyro.sample("y", _observable(distribution, y), obs=y)
         return outputs
 
     def weights(self) -> dict[str, Tensor]:

@@ -14,7 +14,10 @@ from .log_uniform import LogUniform as LogUniform
 from .log_uniform import kl_log_uniform as kl_log_uniform
 from .log_uniform import kl_log_uniform_approximate as kl_log_uniform_approximate
 from .monte_carlo import kl_monte_carlo as kl_monte_carlo
+from .multiplicative_noise import MEAN_OFFSET as MEAN_OFFSET
+from .multiplicative_noise import log_alpha as log_alpha
 from .point import Flat as Flat
 from .point import Point as Point
+from .quadrature import normal_quadrature as normal_quadrature
 from .truncated import TruncatedLogNormal as TruncatedLogNormal
 from .truncated import TruncatedLogUniform as TruncatedLogUniform

@@ -12,10 +12,9 @@ from torch.nn.functional import softplus
 
 from .dropout import GaussianDropout
 from .log_uniform import ImproperPriorError, Shape, broadcast
+from .multiplicative_noise import MEAN_OFFSET
 
 __all__ = ["AutomaticRelevance", "kl_automatic_relevance"]
-
-_SMALL = 1e-8  # what stands inside log(θ² + 1e-8) wherever log α is made from θ and σ²
 
 
 def kl_automatic_relevance(log_alpha: Tensor) -> Tensor:
@@ -134,6 +133,6 @@ def _kl_gaussian_dropout_automatic_relevance(q: GaussianDropout, p: AutomaticRel
         return (p.weight * kl_automatic_relevance(q.log_alpha)).expand(
             broadcast(q.batch_shape, p.batch_shape)
         )
-    # the variance from log α, in which guides add a little to θ², so that it is not lost with θ
-    log_variance = q.log_alpha + (q.theta.square() + _SMALL).log()
+    # the inverse of log_alpha, with the offset that guides use: the variance is not lost at θ = 0
+    log_variance = q.log_alpha + (q.theta.square() + MEAN_OFFSET).log()
     return p.divergence(q.theta.square() + log_variance.exp(), log_variance)

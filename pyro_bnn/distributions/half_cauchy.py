@@ -9,6 +9,7 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
 from .log_uniform import LOG_2_PI_E
+from .quadrature import normal_quadrature
 
 __all__ = ["half_cauchy_as_product"]
 
@@ -18,11 +19,11 @@ def _kl_log_normal_half_cauchy(
     q: torch.distributions.LogNormal, p: torch.distributions.HalfCauchy
 ) -> Tensor:
     # -log p(z) = log(π s/2) + log(1 + (z/s)²); with log z = μ + σ n the last term is softplus(2(μ - log s + σ n)).
-    # Its mean over n ~ N(0, 1): the trapezoid on 64 nodes, which converges exponentially; error <= 1e-5 for σ <= 4.
-    nodes = torch.linspace(-6.5, 6.5, 64, dtype=q.loc.dtype, device=q.loc.device)
-    weights = torch.softmax(-nodes.square() / 2, 0)
-    excess = (q.loc - p.scale.log()).unsqueeze(-1) + q.scale.unsqueeze(-1) * nodes
-    cross_entropy = math.log(math.pi / 2) + p.scale.log() + (weights * softplus(2 * excess)).sum(-1)
+    # Its mean over n ~ N(0, 1) by quadrature has an error of at most 1e-5 for σ <= 4.
+    rule = normal_quadrature(q.loc)
+    excess = (q.loc - p.scale.log()).unsqueeze(-1) + q.scale.unsqueeze(-1) * rule.nodes
+    mean_softplus = (rule.weights * softplus(2 * excess)).sum(-1)
+    cross_entropy = math.log(math.pi / 2) + p.scale.log() + mean_softplus
     return cross_entropy - _log_normal_entropy(q)
 
 

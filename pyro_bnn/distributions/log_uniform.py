@@ -12,6 +12,8 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
+from .multiplicative_noise import log_alpha
+
 __all__ = ["ImproperPriorError", "LogUniform", "kl_log_uniform", "kl_log_uniform_approximate"]
 
 Shape = torch.Size | tuple[int, ...] | list[int]
@@ -291,6 +293,6 @@ class LogUniform(TorchDistribution):
 @register_kl(torch.distributions.Normal, LogUniform)
 def _kl_normal_log_uniform(q: torch.distributions.Normal, p: LogUniform) -> Tensor:
     loc, scale = _at_least_float32(q.loc), _at_least_float32(q.scale)
-    # log α = log σ² - log θ². The tiny number keeps θ = 0 finite; the slope of KL there is 0 all the same.
-    log_alpha = 2 * scale.log() - (loc.square() + torch.finfo(loc.dtype).tiny).log()
-    return p.kl(log_alpha).to(q.loc.dtype).expand(broadcast(q.batch_shape, p.batch_shape))
+    # The offset keeps log α finite at θ = 0; the slope of the divergence there is 0 all the same.
+    kl = p.kl(log_alpha(loc, 2 * scale.log(), offset=torch.finfo(loc.dtype).tiny))
+    return kl.to(q.loc.dtype).expand(broadcast(q.batch_shape, p.batch_shape))

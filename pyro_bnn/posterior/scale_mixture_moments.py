@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_bnn.distributions import normal_quadrature
 from pyro_bnn.priors.scale_mixtures import regularised
 
 __all__ = ["weight_moments"]
@@ -77,12 +78,10 @@ def _scale_moments(scales: Mapping[str, Any], slab: Tensor | None) -> tuple[Tens
             [_power_moment(d, k * powers[key]) for key, d in scales.items()] for k in (1, 2)
         )
         return math.prod(first[1:], start=first[0]), math.prod(second[1:], start=second[0])
-    # log lambda = sum of powers times logs: normal again; the slab's bound is integrated by the trapezoid rule over
-    # +-6.5 sd
+    # log lambda = sum of powers times logs: normal again; the slab's bound is integrated numerically
     loc = sum(powers[key] * d.loc for key, d in scales.items())
     stddev = sum((powers[key] * d.scale).square() for key, d in scales.items()).sqrt()
-    node = torch.linspace(-6.5, 6.5, 64, dtype=loc.dtype, device=loc.device)
-    weight = torch.softmax(-node.square() / 2, 0)
+    node, weight = normal_quadrature(loc)
     bounded = regularised((loc[..., None] + stddev[..., None] * node).exp(), slab)
     return (bounded * weight).sum(-1), (bounded.square() * weight).sum(-1)
 

@@ -23,3 +23,4 @@ from .scale_mixtures import InformationBottleneck as InformationBottleneck
 from .scale_mixtures import NormalJeffreys as NormalJeffreys
 from .scale_mixtures import TruncatedLogUniform as TruncatedLogUniform
 from .sites import Prior as Prior
+from .sites import PriorMapping as PriorMapping

@@ -1,18 +1,48 @@
-"""Sites that priors are written with: tensors of independent elements, one scale per group, where a guide may start."""
+"""What a prior is, and the sample statements that priors are written with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Prior", "group_shape", "positive", "sample", "sample_from", "standard_normal"]
+__all__ = [
+    "Prior",
+    "PriorMapping",
+    "group_shape",
+    "positive",
+    "sample",
+    "sample_from",
+    "standard_normal",
+]
 
-Prior = Callable[[str, torch.Size, int | None], Tensor]
+
+class Prior(Protocol):
+    """A small Pyro program that draws one weight tensor.
+
+    Any function of this signature is a prior, and so is a module whose ``forward`` has it.
+    """
+
+    def __call__(self, name: str, shape: torch.Size, group_dim: int | None, /) -> Tensor:
+        """Draw the sites of a weight and return the weight.
+
+        Args:
+            name: The name of the weight, such as ``"fc1.weight"``; its sites begin with it.
+            shape: The shape of the weight.
+            group_dim: The axis whose indices a group prior keeps or drops together, or ``None``
+                where every element is a group of its own.
+
+        Returns:
+            The weight, of shape ``shape``.
+        """
+
+
+PriorMapping = Mapping[str | type[nn.Module], Prior | None]
+"""Priors by pattern of parameter names or by layer type; ``None`` for an ordinary parameter."""
 
 
 def positive(owner: str, argument: str, value: float | Tensor) -> Tensor:
