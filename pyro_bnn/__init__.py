@@ -11,7 +11,7 @@ from .diagnostics import to_arviz as to_arviz
 from .network import BayesianNet as BayesianNet
 from .posterior import Posterior as Posterior
 from .posterior import Prediction as Prediction
-from .runtime.checkpoint import CheckpointError as CheckpointError
+from .runtime.tensor_files import CheckpointError as CheckpointError
 from .runtime.validation import DataError as DataError
 from .training import NonFiniteError as NonFiniteError
 from .training import fit as fit

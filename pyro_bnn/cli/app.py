@@ -52,7 +52,7 @@ def _exit_code(error: Exception) -> int | None:
     from torch import OutOfMemoryError
 
     from pyro_bnn.compression.onnx import ExportError
-    from pyro_bnn.runtime.checkpoint import CheckpointError
+    from pyro_bnn.runtime.tensor_files import CheckpointError
     from pyro_bnn.training import NonFiniteError
 
     if isinstance(error, NonFiniteError | ExportError | MemoryError | OutOfMemoryError):

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from pyro_bnn import likelihoods
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import write_atomically
+from pyro_bnn.runtime.tensor_files import write_atomically
 
 from .pruning.graph import UnsupportedLayerError, graph_of
 from .pruning.posterior_pruning import Pruned

@@ -17,14 +17,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm.auto import tqdm
 
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import CheckpointError, load_tensors, require_folder, save_tensors
 from pyro_bnn.runtime.compile import compiled
 from pyro_bnn.runtime.interrupt import graceful_interrupt
 from pyro_bnn.runtime.malloc import retain_freed_memory
 from pyro_bnn.runtime.minibatches import TensorBatches, batches_of
 from pyro_bnn.runtime.program_checks import require_observable, require_whole_plate
 from pyro_bnn.runtime.rng import fork_rng
-from pyro_bnn.runtime.training_state import require_same_run
+from pyro_bnn.runtime.run_identity import require_same_run
+from pyro_bnn.runtime.tensor_files import (
+    CheckpointError,
+    load_tensors,
+    require_folder,
+    save_tensors,
+)
 
 from .curvature import largest_curvature
 from .log_density import LogDensity

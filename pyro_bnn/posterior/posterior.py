@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from pyro_bnn import priors
 from pyro_bnn.network import BayesianNet
-from pyro_bnn.runtime.checkpoint import CheckpointError, load_tensors, restore, save_tensors
 from pyro_bnn.runtime.copying import deepcopy_together
 from pyro_bnn.runtime.rng import fork_rng
-from pyro_bnn.runtime.training_state import below
+from pyro_bnn.runtime.tensor_files import (
+    CheckpointError,
+    load_tensors,
+    restore_tensors,
+    save_tensors,
+    tensors_under,
+)
 from pyro_bnn.variational.elbo import ELBOModule
 from pyro_bnn.variational.parameters import LocalParamStore
 from pyro_bnn.variational.reparameterization import Reparameterized
@@ -415,7 +420,7 @@ class Posterior:
             raise CheckpointError(
                 f"{path}: holds a variational posterior; pass the guide to load it into, guide=..."
             )
-        parts = {part: below(part, tensors) for part in ("draws", "statistics", "example")}
+        parts = {part: tensors_under(part, tensors) for part in ("draws", "statistics", "example")}
         example = tuple(parts["example"][str(index)] for index in range(len(parts["example"])))
         model, guide = deepcopy_together(model, guide if facts["kind"] == "guide" else None)
         posterior = cls(
@@ -432,7 +437,7 @@ class Posterior:
                 0
             ):  # functions declare their parameters, stock autoguides are built
                 posterior._guide_sites()
-        restore(posterior._state(), tensors, path)
+        restore_tensors(posterior._state(), tensors, path)
         return posterior
 
     def _state(self) -> dict[str, Tensor]:

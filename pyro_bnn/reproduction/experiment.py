@@ -25,7 +25,7 @@ from pyro_bnn.compression.quantization.codebooks import quantize
 from pyro_bnn.compression.quantization.fine_tuning import fine_tune, fine_tune_pruned
 from pyro_bnn.datasets import Dataset
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import load_tensors, save_tensors
+from pyro_bnn.runtime.tensor_files import load_tensors, save_tensors
 from pyro_bnn.training import fit
 
 __all__ = ["DistillationData", "Experiment", "linear_decay", "delayed", "shifted", "soft_labels"]

@@ -24,7 +24,7 @@ from pyro_bnn.datasets import cifar10, cifar10_jpeg, hold_out, mnist, with_rando
 from pyro_bnn.datasets.base import Dataset, data_folder
 from pyro_bnn.metrics import error_of
 from pyro_bnn.models import VGG, LeNet5, LeNet300100, vgg
-from pyro_bnn.runtime.checkpoint import write_atomically
+from pyro_bnn.runtime.tensor_files import write_atomically
 from pyro_bnn.training import linear_warmup
 from pyro_bnn.variational.elbo import ELBO
 

@@ -19,8 +19,8 @@ from pyro_bnn.guides import MeanField
 from pyro_bnn.models import mlp_regression
 from pyro_bnn.plotting import plot_comparison
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import write_atomically
 from pyro_bnn.runtime.rng import fork_rng
+from pyro_bnn.runtime.tensor_files import write_atomically
 from pyro_bnn.training import fit
 
 from .folders import write_json

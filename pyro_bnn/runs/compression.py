@@ -27,7 +27,7 @@ from pyro_bnn.datasets import Dataset
 from pyro_bnn.metrics import error_of
 from pyro_bnn.plotting import compression as pictures
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import write_atomically
+from pyro_bnn.runtime.tensor_files import write_atomically
 
 from . import registry
 from . import run as runs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_bnn.runtime.checkpoint import CheckpointError, write_atomically
+from pyro_bnn.runtime.tensor_files import CheckpointError, write_atomically
 
 __all__ = ["claimed", "require_empty", "write_json"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_bnn.datasets import Dataset, hold_out
 from pyro_bnn.runs.settings import ExecutionConfig, Settings, schedules
-from pyro_bnn.runtime.checkpoint import CheckpointError
+from pyro_bnn.runtime.tensor_files import CheckpointError
 from pyro_bnn.training import Fit, Progress, fit
 
 from .evaluation import Evaluation, evaluate

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_bnn.compression.pruning.posterior_pruning import keep_masks
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import CheckpointError, require_folder, write_atomically
+from pyro_bnn.runtime.tensor_files import CheckpointError, require_folder, write_atomically
 from pyro_bnn.training import Progress
 
 __all__ = ["Snapshots", "masked_means", "read_snapshots"]

@@ -18,13 +18,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_bnn.posterior.posterior import Posterior
-from pyro_bnn.runtime.checkpoint import CheckpointError, load_tensors, require_folder, save_tensors
 from pyro_bnn.runtime.copying import deepcopy_together
 from pyro_bnn.runtime.interrupt import graceful_interrupt
 from pyro_bnn.runtime.minibatches import LoaderBatches, TensorBatches
 from pyro_bnn.runtime.program_checks import require_observable, require_whole_plate
 from pyro_bnn.runtime.rng import fork_rng, generators
-from pyro_bnn.runtime.training_state import require_same_run, restore_run_state, run_state
+from pyro_bnn.runtime.run_identity import require_same_run
+from pyro_bnn.runtime.tensor_files import (
+    CheckpointError,
+    load_tensors,
+    require_folder,
+    save_tensors,
+)
+from pyro_bnn.training.checkpoint import restore_run_state, run_state
 from pyro_bnn.training.steps import CompiledStep, PlainStep, StepStats
 from pyro_bnn.variational.elbo import ELBOModule
 

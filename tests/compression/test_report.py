@@ -17,7 +17,7 @@ from pyro_bnn.guides import MeanField, PointEstimate
 from pyro_bnn.models import LeNet5, LeNet300100
 from pyro_bnn.plotting import compression as pictures
 from pyro_bnn.runs.snapshots import Snapshots, masked_means, read_snapshots
-from pyro_bnn.runtime.checkpoint import CheckpointError
+from pyro_bnn.runtime.tensor_files import CheckpointError
 from pyro_bnn.training import Progress
 
 

@@ -10,7 +10,7 @@ from pyro_bnn.mcmc import chains as loop
 from pyro_bnn.mcmc.hamiltonian import HMC
 from pyro_bnn.mcmc.schedules import StepSchedule
 from pyro_bnn.models import linear_regression
-from pyro_bnn.runtime.checkpoint import CheckpointError
+from pyro_bnn.runtime.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_bnn.mcmc.ConvergenceWarning")
 

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from pyro_bnn import BayesianNet, Posterior, fit, likelihoods, priors
 from pyro_bnn.guides import FactorizedGaussian, MeanField
 from pyro_bnn.models import LeNet300100, linear_regression, mlp_regression
-from pyro_bnn.runtime.checkpoint import CheckpointError
+from pyro_bnn.runtime.tensor_files import CheckpointError
 
 
 def net(inputs=3, outputs=2, seed=0):
@@ -536,7 +536,7 @@ def test_what_belongs_to_something_else_is_refused(tmp_path):
         Posterior.load(tmp_path / "run", model)
     with pytest.raises(CheckpointError, match="no such file"):
         Posterior.load(tmp_path / "nothing", model)
-    from pyro_bnn.runtime.checkpoint import save_tensors
+    from pyro_bnn.runtime.tensor_files import save_tensors
 
     save_tensors(tmp_path / "other", {}, {"kind": "network"})
     with pytest.raises(CheckpointError, match="expected a saved posterior"):

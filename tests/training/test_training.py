@@ -26,12 +26,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_bnn import ELBO, BayesianNet, fit, likelihoods, linear_warmup, priors
 from pyro_bnn.guides import FactorizedGaussian, MeanField
 from pyro_bnn.models import linear_regression
-from pyro_bnn.runtime import checkpoint
-from pyro_bnn.runtime.checkpoint import CheckpointError, load_tensors
+from pyro_bnn.runtime import tensor_files
 from pyro_bnn.runtime.minibatches import batches_of
+from pyro_bnn.runtime.tensor_files import CheckpointError, load_tensors
 from pyro_bnn.runtime.validation import DataError
-from pyro_bnn.training import NonFiniteError
-from pyro_bnn.training import loop
+from pyro_bnn.training import NonFiniteError, loop
 from pyro_bnn.variational.reparameterization import local_reparameterization
 
 CPU = torch.device("cpu")
@@ -907,7 +906,11 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    for owner, name in ((checkpoint.os, "fsync"), (checkpoint.os, "replace"), (checkpoint, "open")):
+    for owner, name in (
+        (tensor_files.os, "fsync"),
+        (tensor_files.os, "replace"),
+        (tensor_files, "open"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full, raising=False)
             with pytest.raises(CheckpointError, match="No space left on device"):

@@ -65,7 +65,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bnn.compression.pruning.graph import graph_of
-from pyro_bnn.runtime.checkpoint import write_atomically
+from pyro_bnn.runtime.tensor_files import write_atomically
 
 from .graph_codes import LAYERS
 from .network_codes import code_network

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import pyro_bnn
-from pyro_bnn.runtime import checkpoint
-from pyro_bnn.runtime.checkpoint import (
+from pyro_bnn.runtime import tensor_files
+from pyro_bnn.runtime.run_identity import require_same_run
+from pyro_bnn.runtime.tensor_files import (
     CheckpointError,
     load_tensors,
     save_tensors,
     write_atomically,
 )
-from pyro_bnn.runtime.training_state import require_same_run
 
 
 def content():
@@ -128,7 +128,7 @@ def test_a_thousand_damaged_files_are_errors_or_harmless(tmp_path):
 def forge(index, **changes):
     record = json.loads(index.read_bytes()) | changes
     record.pop("checksum")
-    index.write_text(json.dumps(record | {"checksum": checkpoint._checksum(record)}))
+    index.write_text(json.dumps(record | {"checksum": tensor_files._checksum(record)}))
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_valid_pair(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         for name in ("fsync", "replace"):
-            patch.setattr(checkpoint.os, name, dying(getattr(os, name)))
-        patch.setattr(checkpoint.Path, "unlink", dying(Path.unlink))
+            patch.setattr(tensor_files.os, name, dying(getattr(os, name)))
+        patch.setattr(tensor_files.Path, "unlink", dying(Path.unlink))
         try:
             save_tensors(tmp_path / "run", {"x": torch.ones(3)}, {"step": 2})
         except Died:
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_file_and_no_crumbs(tmp_path, monkeypatch):
     file = tmp_path / "file"
     write_atomically(file, b"before")
     monkeypatch.setattr(
-        checkpoint.os,
+        tensor_files.os,
         "fsync",
         lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
