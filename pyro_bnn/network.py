@@ -1,12 +1,11 @@
-"""BayesianNet: the Pyro program of a Bayesian neural network, made from a network, a prior and a likelihood."""
+"""BayesianNet: the Pyro program of a network, a prior and a likelihood."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-import fnmatch
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -19,17 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .likelihoods import Likelihood, LikelihoodWithSites
-from .priors import Prior
+from .priors import Prior, PriorMapping
+from .priors.assignment import WeightSite, assign_priors, owner_of
+from .runtime.program import Site
 
 __all__ = ["BayesianNet", "InitialValues"]
-
-
-class WeightSite(NamedTuple):
-    """One uncertain weight: its name, all its places in the network, and its group axis."""
-
-    name: str
-    aliases: tuple[str, ...]
-    group_dim: int | None
 
 
 class BayesianNet(PyroModule):
@@ -37,99 +30,107 @@ class BayesianNet(PyroModule):
 
     .. math:: p(y, w \mid x) = p(w) \prod_{n=1}^{N} p(y_n \mid f_w(x_n))
 
-    The program samples the weights of ``net``, runs the net on them and observes ``y`` in a plate ``"data"`` of size
-    ``num_data``. It is called as ``model(x, y)`` with a minibatch (whose log-likelihood the plate scales by N/B), as
-    ``model(x, y)`` with all the data and ``subsample_size`` set (then the plate draws the minibatch), or as
-    ``model(x)``, which also samples ``y``; it returns the outputs of the network. Net, priors and likelihood are
-    copied; what becomes a site stops being a parameter.
+    The program draws the weights of ``net``, runs the network on them and observes ``y`` in a
+    plate ``"data"`` of size ``num_data``. There are three ways to call it:
+
+    - ``model(x, y)`` with a minibatch of B examples, whose log-likelihood the plate scales by N/B;
+    - ``model(x, y)`` with all N examples and ``subsample_size`` set, where the plate draws the
+      minibatch;
+    - ``model(x)``, which also draws ``y``.
+
+    Each call returns the outputs of the network. The network, the priors and the likelihood are
+    copied. A parameter that becomes a sample site is no longer a parameter of the copy.
 
     Args:
-        net: any :class:`torch.nn.Module`.
-        prior: one prior for all weights (parameters of two or more axes that are neither biases nor part of a
-            normalisation layer), or a mapping from a pattern for parameter names (``"fc1.*"``; ``"*"`` covers biases
-            too) or a layer type to a prior or ``None``. Of several keys that fit the first one counts. What no prior
-            names stays a parameter, learned by maximum likelihood.
-        likelihood: turns the outputs into a distribution over ``y``: see :mod:`pyro_bnn.likelihoods`.
-        num_data: N, the number of examples in the data set; the ELBO must not depend on the size of a batch.
-        subsample_size: draw minibatches of this size in the plate when all N examples are given.
+        net: Any :class:`torch.nn.Module`.
+        prior: One prior for all weights, that is, for the parameters of at least two axes that
+            are neither biases nor part of a normalization layer. Or a mapping to priors or
+            ``None`` from patterns of parameter names (``"fc1.*"``; ``"*"`` includes biases) or
+            from layer types; the first key that matches counts. A parameter without a prior stays
+            a parameter, learned by maximum likelihood.
+        likelihood: Maps the outputs to a distribution over ``y``; see
+            :mod:`pyro_bnn.likelihoods`.
+        num_data: The number N of examples in the data set. It is required because the ELBO must
+            not depend on the size of a minibatch.
+        subsample_size: The size of the minibatches that the plate draws when all N examples are
+            passed in. By default it draws none.
 
     Raises:
-        ValueError: a key of ``prior`` that fits no parameter, or priors for no weight at all; ``num_data`` or
-            ``subsample_size`` out of range; at the first call, a weight that the net never reads.
-        TypeError: a prior that is no function of a name, a shape and a group axis, such as a distribution.
+        ValueError: If a key of ``prior`` matches no parameter, if no weight gets a prior, if
+            ``num_data`` or ``subsample_size`` is out of range, or, at the first call, if the
+            network never reads an uncertain weight.
+        TypeError: If a prior is not a function of a name, a shape and a group axis; a
+            distribution is none.
 
-    >>> from pyro_bnn import likelihoods, priors
-    >>> model = BayesianNet(nn.Linear(3, 1), priors.Normal(1.0), likelihoods.Gaussian(0.1), num_data=100)
-    >>> list(model.weights()), [name for name, _ in model.named_parameters()]
-    (['weight'], ['net.bias'])
-    >>> model(torch.zeros(5, 3)).shape
-    torch.Size([5, 1])
+    Example:
+        >>> from pyro_bnn import likelihoods, priors
+        >>> net = nn.Linear(3, 1)
+        >>> model = BayesianNet(net, priors.Normal(1.0), likelihoods.Gaussian(0.1), num_data=100)
+        >>> list(model.weights()), list(model.free_parameters())
+        (['weight'], ['net.bias'])
+        >>> model(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
     """
 
     def __init__(
         self,
         net: nn.Module,
-        prior: Prior | Mapping[str | type[nn.Module], Prior | None],
-        likelihood: Likelihood,
+        prior: Prior | PriorMapping,
+        likelihood: Likelihood | LikelihoodWithSites,
         num_data: int,
         subsample_size: int | None = None,
     ) -> None:
         super().__init__()
-        if num_data < 1:
-            raise ValueError(
-                f"BayesianNet: num_data is the number of training examples, at least 1; got {num_data}"
-            )
-        if subsample_size is not None and not 1 <= subsample_size <= num_data:
-            raise ValueError(
-                f"BayesianNet: expected subsample_size in 1 ... {num_data} (num_data), got {subsample_size}"
-            )
-        if isinstance(likelihood, type) or not callable(likelihood):
-            raise ValueError(
-                f"BayesianNet: expected a likelihood such as likelihoods.Categorical(), got {likelihood!r}"
-            )
+        _require_sizes(num_data, subsample_size)
+        _require_likelihood(likelihood)
         self.net = copy.deepcopy(net)
         self.likelihood = copy.deepcopy(likelihood)
         self.num_data = num_data
         self.subsample_size = subsample_size
         self.sites: list[WeightSite] = []
-        self.priors = (
-            nn.ModuleDict()
-        )  # a prior with buffers or parameters of its own moves and trains with the model
-        self._plain_priors: dict[str, Prior] = {}
-        self._reads_checked = False
-        self._order = [name for name, _ in net.named_parameters(remove_duplicate=False)]
-        for name, aliases, chosen in _assign(self.net, prior):
-            key = _key(name)
-            if isinstance(chosen, nn.Module):
-                self.priors[key] = copy.deepcopy(chosen)
-            else:
-                self._plain_priors[key] = chosen
-            owner, attribute = _owner(self.net, name)
-            self.sites.append(WeightSite(name, aliases, group_dim(owner, attribute)))
-            initial = getattr(owner, attribute).detach().clone()
-            for alias in aliases:  # the value stays as a buffer: where the posterior mean starts
-                owner, attribute = _owner(self.net, alias)
-                delattr(owner, attribute)
-                owner.register_buffer(attribute, initial)
+        self.priors = nn.ModuleDict()  # priors that are modules move and train with the model
+        self._all_read = False  # whether a call has shown that the network reads every weight
+        self._parameter_order = list(dict(net.named_parameters(remove_duplicate=False)))
+        for site in assign_priors(self.net, prior):
+            self._make_uncertain(site)
+
+    def _make_uncertain(self, site: WeightSite) -> None:
+        """Take a parameter out of the network, with a copy of its prior for it alone."""
+        if isinstance(site.prior, nn.Module):
+            own_prior = copy.deepcopy(site.prior)
+            self.priors[_module_key(site.name)] = own_prior
+            site = dataclasses.replace(site, prior=own_prior)
+        self.sites.append(site)
+        owner, attribute = owner_of(self.net, site.name)
+        # The value stays as a buffer: posterior means start there.
+        initial = getattr(owner, attribute).detach().clone()
+        for alias in site.aliases:
+            owner, attribute = owner_of(self.net, alias)
+            delattr(owner, attribute)
+            owner.register_buffer(attribute, initial)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Run the program; return the outputs of the network for the (mini)batch."""
-        self._check(x, y)
-        _ = self.priors  # reading it is a parameter statement: a prior may have parameters to learn
+        """Run the program and return the outputs of the network for the (mini)batch."""
+        self._require_lengths(x, y)
+        self._declare_parameters("priors")
         weights = {site.name: self._draw(site) for site in self.sites}
-        unknowns = self._unknowns()
+        unknowns = self._draw_unknowns()
         with self._plate(x, y) as batch:
-            if isinstance(batch, Tensor):
-                x, y = x[batch], None if y is None else y[batch]
+            if isinstance(batch, Tensor) and y is not None:  # indices that the plate has drawn
+                x, y = x[batch], y[batch]
             outputs = self._run(weights, x)
+            # without sites there are no unknowns, and every likelihood takes the outputs alone
             distribution = cast(LikelihoodWithSites, self.likelihood)(outputs, **unknowns)
-            pyro.sample("y", _observable(distribution, y), obs=y)
+            _require_dtype(distribution, y)
+            pyro.sample("y", distribution, obs=y)
         return outputs
 
     def weights(self) -> dict[str, Tensor]:
-        """Return every uncertain weight at its initial value: its sites are listed, nothing is sampled.
+        """Return every uncertain weight at its initial value.
 
-        Under :func:`pyro.poutine.replay` the weights are those that the replayed sites make.
+        The sample statements of the weights run, so a trace lists their sites, but nothing is
+        drawn at random. Under :func:`pyro.poutine.replay` the weights are composed of the values
+        of the replayed sites.
         """
         initial = {}
         for site in self.sites:
@@ -138,10 +139,14 @@ class BayesianNet(PyroModule):
         return initial
 
     def initialize(self) -> None:
-        """List every latent site, those of the likelihood too, at its initial value: what a guide starts from."""
+        """Run the sample statements of all latent sites at their initial values.
+
+        Unlike :meth:`weights` this includes the unknowns of the likelihood. Guides trace it to
+        learn the latent sites and where to start.
+        """
         weights = self.weights()
         with InitialValues("", next(iter(weights.values()))):
-            self._unknowns()
+            self._draw_unknowns()
 
     @property
     def names(self) -> list[str]:
@@ -149,47 +154,52 @@ class BayesianNet(PyroModule):
         return [site.name for site in self.sites]
 
     def network_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network as a plain module, with these values for the uncertain weights, as parameters again.
+        """Return a copy of the network as a plain module with the given weights as parameters.
+
+        Args:
+            weights: A value for every uncertain weight, by name.
 
         Raises:
-            ValueError: a weight that is missing or has another shape than the network's.
+            ValueError: If a weight is missing or has another shape than in the network.
         """
         net = copy.deepcopy(self._network)
         for site in self.sites:
-            owner, attribute = _owner(net, site.name)
-            expected, value = tuple(getattr(owner, attribute).shape), weights.get(site.name)
-            if value is None or value.shape != expected:
-                received = "none" if value is None else f"one of shape {tuple(value.shape)}"
-                raise ValueError(
-                    f"network_with: expected a weight {site.name!r} of shape {expected}, got {received}"
-                )
+            owner, attribute = owner_of(net, site.name)
+            value = _require_shape(site.name, weights.get(site.name), getattr(owner, attribute))
             parameter = nn.Parameter(value.detach().clone())
             for alias in site.aliases:
-                owner, attribute = _owner(net, alias)
+                owner, attribute = owner_of(net, alias)
                 delattr(owner, attribute)
                 owner.register_parameter(attribute, parameter)
-        for name in self._order:  # parameters in their old order, for optimizers and flat vectors
-            owner, attribute = _owner(net, name)
-            if attribute in owner._parameters:
-                owner._parameters[attribute] = owner._parameters.pop(attribute)
+        _restore_order(net, self._parameter_order)
         return net
 
     def prior_of(self, name: str) -> Prior:
-        """Return the prior of a weight."""
-        key = _key(name)
-        priors = cast(nn.ModuleDict, self._modules["priors"])
-        return priors[key] if key in priors else self._plain_priors[key]
+        """Return the prior of the weight of this name."""
+        for site in self.sites:
+            if site.name == name:
+                return site.prior
+        raise KeyError(
+            f"prior_of: expected one of the uncertain weights {', '.join(self.names)}, got {name!r}"
+        )
 
     def free_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what is learned by maximum likelihood: biases, batch-norm parameters, a learned noise scale."""
-        return {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
-        }
+        """Return the parameters that are learned by maximum likelihood, by name.
+
+        These are the parameters of the network without a prior (biases, batch normalization), a
+        learned noise scale, and the learned scales of priors.
+        """
+        free = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                free[name] = parameter
+        return free
 
     def freeze(self) -> BayesianNet:
-        """Hold every free parameter at its present value, so that only the sites are unknown; return the model."""
+        """Hold every free parameter at its present value and return the model.
+
+        The parameters become buffers, so that the sample sites are all that is unknown.
+        """
         for module in self.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
@@ -198,72 +208,90 @@ class BayesianNet(PyroModule):
 
     @property
     def _network(self) -> nn.Module:
-        return cast(
-            nn.Module, self._modules["net"]
-        )  # reading self.net would be a parameter statement
+        # not self.net, which would be a parameter statement where a handler is active
+        return cast(nn.Module, self._modules["net"])
+
+    def _declare_parameters(self, submodule: str) -> None:
+        """Execute the parameter statements of a submodule; ``PyroModule`` does so on access."""
+        getattr(self, submodule)
 
     def _draw(self, site: WeightSite) -> Tensor:
-        owner, attribute = _owner(self._network, site.name)
-        return self.prior_of(site.name)(site.name, getattr(owner, attribute).shape, site.group_dim)
+        owner, attribute = owner_of(self._network, site.name)
+        return site.prior(site.name, getattr(owner, attribute).shape, site.group_dim)
 
-    def _unknowns(self) -> dict[str, Tensor]:
-        return self.likelihood.sites() if hasattr(self.likelihood, "sites") else {}
+    def _draw_unknowns(self) -> dict[str, Tensor]:
+        """Draw what a likelihood with sites does not know, such as its noise scale."""
+        likelihood = self.likelihood
+        if not hasattr(likelihood, "sites"):
+            return {}
+        return cast(LikelihoodWithSites, likelihood).sites()
 
     def _initial(self, site: WeightSite) -> Tensor:
-        """Return where the site's unit starts: the network's own weight divided by the scales of the prior."""
-        owner, attribute = _owner(self._network, site.name)
+        """Return where the unit of a weight starts: its value divided by the initial scales."""
+        owner, attribute = owner_of(self._network, site.name)
         weight = getattr(owner, attribute)
         with poutine.block(), InitialValues(site.name, torch.ones_like(weight)):
-            return weight / self._draw(site)
+            scale = self._draw(site)
+        return weight / scale
 
     def _run(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        # One name per place and tie_weights=False: else functional_call leaves a sample behind where weights are tied.
-        places = {alias: weights[site.name] for site in self.sites for alias in site.aliases}
-        if self._reads_checked:
-            return torch.func.functional_call(self.net, places, (x,), tie_weights=False)
-        with _Reads() as reads:
-            outputs = torch.func.functional_call(self.net, places, (x,), tie_weights=False)
-        unread = [name for name, weight in weights.items() if id(weight) not in reads.seen]
+        """Return the outputs of the network; the first call checks that it reads every weight."""
+        # Every alias with tie_weights=False: otherwise functional_call leaves the sampled tensor
+        # in place of the parameter where weights are tied.
+        substitutes = {}
+        for site in self.sites:
+            substitutes.update(dict.fromkeys(site.aliases, weights[site.name]))
+        if self._all_read:
+            return torch.func.functional_call(self.net, substitutes, (x,), tie_weights=False)
+        with _RecordReads() as reads:
+            outputs = torch.func.functional_call(self.net, substitutes, (x,), tie_weights=False)
+        unread = [name for name, weight in weights.items() if id(weight) not in reads.tensors]
         if unread:
             raise ValueError(
-                f"BayesianNet: the network never reads {', '.join(unread)}: the posterior would equal the prior there. "
-                "Give such a weight the prior None, or take it out of the network"
+                f"BayesianNet: the network never reads {', '.join(unread)}, so the posterior there "
+                "would equal the prior. Give such a weight the prior None, or remove it from the "
+                "network"
             )
-        self._reads_checked = True
+        self._all_read = True
         return outputs
 
     def _plate(self, x: Tensor, y: Tensor | None) -> pyro.plate:
-        everything: Any = range(len(x))  # unlike subsample_size this permutes nothing
+        given: Any = range(len(x))  # unlike subsample_size this draws no random permutation
         if y is None:
-            return pyro.plate("data", len(x), subsample=everything)
+            return pyro.plate("data", len(x), subsample=given)
         if self.subsample_size is not None and len(x) == self.num_data:
             return pyro.plate(
                 "data", self.num_data, subsample_size=self.subsample_size, device=str(x.device)
             )
-        return pyro.plate("data", self.num_data, subsample=everything)
+        return pyro.plate("data", self.num_data, subsample=given)
 
-    def _check(self, x: Tensor, y: Tensor | None) -> None:
-        if y is not None and len(x) != len(y):
+    def _require_lengths(self, x: Tensor, y: Tensor | None) -> None:
+        if y is None:
+            return
+        if len(x) != len(y):
             raise ValueError(
-                f"BayesianNet: x and y must have the same length, got {len(x)} and {len(y)}"
+                "BayesianNet: expected x and y of the same length, "
+                f"got {len(x)} and {len(y)} examples"
             )
-        if y is not None and len(x) > self.num_data:
+        if len(x) > self.num_data:
             raise ValueError(
-                f"BayesianNet: got {len(x)} examples, but there are only num_data={self.num_data} in all"
+                f"BayesianNet: expected at most num_data={self.num_data} examples with targets, "
+                f"got {len(x)}; num_data is the number of examples in the whole data set"
             )
 
 
 class InitialValues(Messenger):
     """Answer the latent sites of one weight with initial values, so that nothing is sampled.
 
-    The weight's own site, or ``NAME.unit``, gets ``value``; any other site, a scale, what its prior suggests, or one.
+    The weight's own site, or ``NAME.unit``, gets ``value``; any other site, such as a scale, gets
+    what its prior suggests, or one.
     """
 
     def __init__(self, name: str, value: Tensor) -> None:
         super().__init__()
         self.names, self.initial = (name, f"{name}.unit"), value
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["is_observed"] or msg["value"] is not None:
             return
         default = msg["infer"].get("initial")
@@ -278,135 +306,86 @@ class InitialValues(Messenger):
         msg["done"] = True
 
 
-class _Reads(TorchFunctionMode):
-    """Note every tensor that is handed to a torch function."""
+class _RecordReads(TorchFunctionMode):
+    """Record the identity of every tensor that is passed to a torch function."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[int] = set()
+        self.tensors: set[int] = set()
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        # .T reads numbers, .shape does not
+        # Of the attributes, .T reads the values of a tensor and .shape does not.
         if getattr(func, "__name__", "") != "__get__" or isinstance(result, Tensor):
-            self.seen.update(
-                id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-            )
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self.tensors.add(id(leaf))
         return result
 
 
-def _observable(distribution: dist.TorchDistribution, y: Tensor | None) -> dist.TorchDistribution:
-    """Return the distribution of the data, once they are of a dtype that it can have."""
+def _require_sizes(num_data: int, subsample_size: int | None) -> None:
+    if num_data < 1:
+        raise ValueError(
+            "BayesianNet: expected num_data, the number of training examples, to be at least 1; "
+            f"got {num_data}"
+        )
+    if subsample_size is not None and not 1 <= subsample_size <= num_data:
+        raise ValueError(
+            f"BayesianNet: expected subsample_size in 1 ... {num_data} (num_data), "
+            f"got {subsample_size}"
+        )
+
+
+def _require_likelihood(likelihood: Likelihood | LikelihoodWithSites) -> None:
+    if isinstance(likelihood, type) or not callable(likelihood):
+        raise ValueError(
+            "BayesianNet: expected a likelihood such as likelihoods.Categorical(), "
+            f"got {likelihood!r}"
+        )
+
+
+def _require_shape(name: str, value: Tensor | None, present: Tensor) -> Tensor:
+    expected = f"network_with: expected a weight {name!r} of shape {tuple(present.shape)}"
+    if value is None:
+        raise ValueError(f"{expected}, got none")
+    if value.shape != present.shape:
+        raise ValueError(f"{expected}, got one of shape {tuple(value.shape)}")
+    return value
+
+
+def _require_dtype(distribution: dist.TorchDistribution, y: Tensor | None) -> None:
+    """Refuse binary data of an integer or boolean dtype, whose log-probability torch rejects."""
+    if y is None or y.is_floating_point():
+        return
     base = getattr(distribution, "base_dist", distribution)
-    if (
-        y is not None
-        and not y.is_floating_point()
-        and isinstance(base, torch.distributions.Bernoulli)
-    ):
+    if isinstance(base, torch.distributions.Bernoulli):
         raise ValueError(
-            f"BayesianNet: yes-or-no data are 0. and 1. of a float dtype, got {y.dtype}; use y.float()"
+            "BayesianNet: expected binary data as 0. and 1. of a floating-point dtype, "
+            f"got {y.dtype}; use y.float()"
         )
-    return distribution
 
 
-def group_dim(layer: nn.Module, parameter: str) -> int | None:
-    """Return the axis that group priors act on: the input units of a dense layer, a convolution's output channels."""
-    weight = getattr(layer, parameter)
-    if weight.dim() < 2:
-        return None
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return 1
-    return 0 if isinstance(layer, nn.modules.conv._ConvNd | nn.Embedding) else 1
+def _restore_order(net: nn.Module, names: list[str]) -> None:
+    """Sort the parameters of each module as ``names`` lists them, for optimizers."""
+    for name in names:
+        owner, attribute = owner_of(net, name)
+        if attribute in owner._parameters:
+            owner._parameters[attribute] = owner._parameters.pop(attribute)
 
 
-_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+def _module_key(name: str) -> str:
+    """Return a parameter name as a key of ``nn.ModuleDict``.
 
-
-def _is_weight(layer: nn.Module, attribute: str) -> bool:
-    return (
-        getattr(layer, attribute).dim() >= 2
-        and "bias" not in attribute
-        and not isinstance(layer, _NORMALISATION)
-    )
-
-
-def _key(name: str) -> str:
-    """Return the name as a key of a ModuleDict, which takes neither dots nor the names of its own attributes."""
+    Such a key has no dots, and it is none of the attributes of ``nn.ModuleDict``.
+    """
     key = name.replace(".", "/")
-    return f"{key}/" if hasattr(nn.ModuleDict, key) or key == "training" else key
-
-
-def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds the parameter of this dotted name, and the name there."""
-    path, _, attribute = name.rpartition(".")
-    return net.get_submodule(path), attribute
-
-
-def _places(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return for every parameter its first name and all the places where it stands; a tied weight stands in several."""
-    names: dict[int, list[str]] = {}
-    seen: set[tuple[int, str]] = set()
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        owner, attribute = _owner(net, name)
-        if (
-            id(owner),
-            attribute,
-        ) not in seen:  # a module registered twice has two names but is one place
-            seen.add((id(owner), attribute))
-            names.setdefault(id(parameter), []).append(name)
-    return {places[0]: tuple(places) for places in names.values()}
-
-
-def _assign(
-    net: nn.Module, prior: Prior | Mapping[str | type[nn.Module], Prior | None]
-) -> list[tuple[str, tuple[str, ...], Prior]]:
-    """Return (name, places, prior) for every parameter that becomes uncertain."""
-    places = _places(net)
-    if isinstance(prior, Mapping):
-        chosen = {name: _first_fit(prior, net, at) for name, at in places.items()}
-        for key in prior:
-            if not any(_fits(key, net, name) for at in places.values() for name in at):
-                near = difflib.get_close_matches(str(key), places, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                there = ", ".join(places) or "none"
-                raise ValueError(
-                    f"BayesianNet: the prior for {key!r} fits no parameter; there are {there}{hint}"
-                )
-    else:
-        chosen = {name: prior if _is_weight(*_owner(net, name)) else None for name in places}
-    found = [
-        (name, places[name], _checked(prior)) for name, prior in chosen.items() if prior is not None
-    ]
-    if not found:
-        there = ", ".join(places) or "none"
-        raise ValueError(
-            f"BayesianNet: no weight is left to be uncertain; the network's parameters are {there}"
-        )
-    return found
-
-
-def _first_fit(
-    prior: Mapping[str | type[nn.Module], Prior | None], net: nn.Module, names: tuple[str, ...]
-) -> Prior | None:
-    """Return the prior under the first key that fits one of the names of a parameter."""
-    return next((prior[key] for key in prior if any(_fits(key, net, name) for name in names)), None)
-
-
-def _fits(key: str | type[nn.Module], net: nn.Module, name: str) -> bool:
-    if isinstance(key, str):
-        return fnmatch.fnmatchcase(name, key)
-    owner, attribute = _owner(net, name)
-    return isinstance(owner, key) and _is_weight(owner, attribute)
-
-
-def _checked(prior: Any) -> Prior:
-    """Refuse what is often taken for a prior: a distribution (it is callable, and would be sampled), or a class."""
-    if isinstance(prior, torch.distributions.Distribution | type) or not callable(prior):
-        raise TypeError(
-            f"BayesianNet: expected a prior such as priors.Normal(1.0), got {prior!r}; "
-            "a distribution over one weight becomes a prior in priors.Elementwise(distribution)"
-        )
-    return prior
+    if key == "training" or hasattr(nn.ModuleDict, key):
+        return f"{key}/"
+    return key
