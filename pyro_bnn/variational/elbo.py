@@ -26,7 +26,7 @@ from torch.distributions import kl_divergence
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.variational.parameters import LocalParamStore
 
-from .reparameterization import DeferredSample
+from .deferred import DeferredSample
 
 __all__ = ["ELBO", "Terms"]
 
@@ -267,7 +267,7 @@ def _kl(guide_site: Any, model_site: Any, closed: bool) -> Tensor:
     value = guide_site["value"]
     if isinstance(value, DeferredSample):
         # The weight stays undrawn: this term draws a sample of its own, unless other sites may depend on one already
-        value = q.rsample() if value.root.drawn is None else value.root.drawn
+        value = q.rsample() if value.draw.value is None else value.draw.value
     return _log_prob(guide_site, value) - _log_prob(model_site, value)
 
 
