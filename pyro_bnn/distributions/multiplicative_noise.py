@@ -1,4 +1,4 @@
-r"""The variance :math:`\alpha` of multiplicative noise, the quantity that every dropout rule is about."""
+r"""The variance :math:`\alpha` of multiplicative noise, by which dropout rules prune."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ r"""Added to :math:`\theta^2` by the published code of Sparse Variational Dropou
 
 
 def log_alpha(mean: Tensor, log_variance: Tensor, offset: float = 0.0) -> Tensor:
-    r"""Return the log variance of the multiplicative noise that a Gaussian weight is under.
+    r"""Return the log variance of a weight seen as its mean times noise.
 
-    A weight :math:`w \sim N(\theta, \sigma^2)` is its mean times noise, :math:`w = \theta\,\xi` with
-    :math:`\xi \sim N(1, \alpha)`, where
+    A Gaussian weight :math:`w \sim N(\theta, \sigma^2)` is a product :math:`w = \theta\,\xi` with
+    noise :math:`\xi \sim N(1, \alpha)`, where
 
     .. math:: \log\alpha = \log\sigma^2 - \log(\theta^2 + \epsilon), \qquad \epsilon = 0.
 
@@ -32,8 +32,7 @@ def log_alpha(mean: Tensor, log_variance: Tensor, offset: float = 0.0) -> Tensor
         Molchanov, Ashukha and Vetrov 2017 (arXiv:1701.05369), section 4.2 (additive noise
         reparameterization).
 
-    Example::
-
+    Example:
         >>> log_alpha(torch.tensor([1.0, 0.5, 0.0]), torch.tensor(0.0))
         tensor([0.0000, 1.3863,    inf])
     """

@@ -31,8 +31,7 @@ def normal_quadrature(like: Tensor) -> NormalQuadrature:
     Args:
         like: A tensor whose dtype and device the rule takes.
 
-    Example::
-
+    Example:
         >>> rule = normal_quadrature(torch.zeros((), dtype=torch.float64))
         >>> (rule.weights * rule.nodes**4).sum()
         tensor(3.0000, dtype=torch.float64)

@@ -1,11 +1,14 @@
 r"""Scales between two bounds: truncated log-normal noise and its truncated log-uniform prior.
 
-All is computed in double precision from :math:`\log\Phi`: there are as many numbers as groups, not as weights, and
-the bounds lie thousands of standard deviations away (:math:`20 / e^{-5}`).
+Everything is computed in double precision from :math:`\log\Phi`. There is one scale per group, not
+per weight, so this is cheap; and the bounds may lie thousands of standard deviations away
+(:math:`20 / e^{-5}`), so it is necessary.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -15,44 +18,43 @@ from torch.distributions.kl import register_kl
 from torch.distributions.utils import broadcast_all
 from torch.special import erfc, erfcx, ndtri
 
-from .log_uniform import LOG_2_PI_E, Shape
+from .constants import LOG_2_PI, LOG_2_PI_E
+from .shapes import Shape
 
 __all__ = ["TruncatedLogNormal", "TruncatedLogUniform"]
 
-_LOG_2_PI = math.log(2 * math.pi)
-_FAR = -600.0  # below it e^x soon leaves double precision
+_FAR = -600.0  # a little below this log-probability, e^x underflows in double precision
 
 
 class _Bounded(TorchDistribution):
-    """A distribution of z with :math:`a \\le \\log z \\le b`."""
+    r"""A distribution of z with :math:`a \le \log z \le b`."""
 
     has_rsample = True
     low: Tensor
     high: Tensor
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The interval from e^low to e^high."""
         return constraints.interval(self.low.exp(), self.high.exp())
 
-    def _exp(self, log_z: Tensor) -> Tensor:
-        """Return z in the dtype of the parameters, within the bounds also after rounding."""
+    def _bounded_exp(self, log_z: Tensor) -> Tensor:
+        """Return z in the dtype of the parameters, within the bounds even after rounding."""
         z = log_z.exp().to(self.low.dtype)
         return torch.minimum(torch.maximum(z, self.low.exp()), self.high.exp())
 
-    def _inside(self, value: Tensor) -> Tensor:
+    def _is_inside(self, value: Tensor) -> Tensor:
         return (value >= self.low.exp()) & (value <= self.high.exp())
 
     def _uniform(self, sample_shape: Shape) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        tiny = torch.finfo(
-            torch.float64
-        ).tiny  # 0 would be drawn once in 2^53, and has no logarithm
+        # 0, which has no logarithm, is drawn once in 2^53 times
+        tiny = torch.finfo(torch.float64).tiny
         return torch.rand(shape, dtype=torch.float64, device=self.low.device).clamp_min(tiny)
 
 
 class TruncatedLogUniform(_Bounded):
-    r"""The proper prior uniform in :math:`\log z` between two bounds.
+    r"""The proper prior that is uniform in :math:`\log z` between two bounds.
 
     .. math:: p(z) = \frac{1}{(b - a)\,z}, \quad e^a \le z \le e^b
 
@@ -63,8 +65,7 @@ class TruncatedLogUniform(_Bounded):
     References:
         Neklyudov, Molchanov, Ashukha and Vetrov 2017 (arXiv:1705.07283), section 3.2.
 
-    Example::
-
+    Example:
         >>> TruncatedLogUniform(-20.0, 0.0).log_prob(torch.tensor([1.0, 2.0]))
         tensor([-2.9957,    -inf])
     """
@@ -77,7 +78,7 @@ class TruncatedLogUniform(_Bounded):
         self.low, self.high = broadcast_all(low, high)
         super().__init__(self.low.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Shape, _instance: None = None) -> "TruncatedLogUniform":
+    def expand(self, batch_shape: Shape, _instance: None = None) -> TruncatedLogUniform:
         """Return the same prior over a larger batch."""
         return TruncatedLogUniform(
             self.low.expand(batch_shape), self.high.expand(batch_shape), self._validate_args
@@ -85,13 +86,12 @@ class TruncatedLogUniform(_Bounded):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Return draws of shape ``sample_shape + batch_shape``."""
-        return self._exp(self.low + (self.high - self.low) * self._uniform(sample_shape))
+        return self._bounded_exp(self.low + (self.high - self.low) * self._uniform(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density in nats."""
-        return torch.where(
-            self._inside(value), -value.log() - (self.high - self.low).log(), -torch.inf
-        )
+        log_density = -value.log() - (self.high - self.low).log()
+        return torch.where(self._is_inside(value), log_density, -torch.inf)
 
     @property
     def mean(self) -> Tensor:
@@ -106,14 +106,17 @@ class TruncatedLogUniform(_Bounded):
 
 
 class TruncatedLogNormal(_Bounded):
-    r"""A log-normal between two bounds: multiplicative noise that never enlarges a unit where ``high`` is 0.
+    r"""A log-normal distribution between two bounds: multiplicative noise.
 
     .. math:: q(z) = \frac{1}{Z z}\, N(\log z; \mu, \sigma^2), \quad e^a \le z \le e^b, \qquad
-        Z = \Phi(\beta) - \Phi(\alpha),\ \ \alpha = \tfrac{a - \mu}{\sigma},\ \beta = \tfrac{b - \mu}{\sigma}
+        Z = \Phi(\beta) - \Phi(\alpha),\quad
+        \alpha = \tfrac{a - \mu}{\sigma},\ \beta = \tfrac{b - \mu}{\sigma}
 
-    Its divergence from :class:`TruncatedLogUniform` of the same bounds is closed,
+    Where ``high`` is 0 the noise never enlarges a unit. The divergence from
+    :class:`TruncatedLogUniform` of the same bounds has the closed form
 
-    .. math:: \log(b - a) - \log(\sqrt{2\pi e}\,\sigma Z) - \frac{\alpha\varphi(\alpha) - \beta\varphi(\beta)}{2Z}.
+    .. math:: \log(b - a) - \log(\sqrt{2\pi e}\,\sigma Z)
+        - \frac{\alpha\varphi(\alpha) - \beta\varphi(\beta)}{2Z}.
 
     Args:
         loc: :math:`\mu`, any shape; it may lie outside the bounds.
@@ -124,8 +127,7 @@ class TruncatedLogNormal(_Bounded):
     References:
         Neklyudov, Molchanov, Ashukha and Vetrov 2017 (arXiv:1705.07283), section 3.2 and appendix.
 
-    Example::
-
+    Example:
         >>> q = TruncatedLogNormal(torch.tensor(-1.0), torch.tensor(0.5), -20.0, 0.0)
         >>> q.mean, q.signal_to_noise
         (tensor(0.3981), tensor(2.1703))
@@ -151,40 +153,47 @@ class TruncatedLogNormal(_Bounded):
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Shape, _instance: None = None) -> "TruncatedLogNormal":
+    def expand(self, batch_shape: Shape, _instance: None = None) -> TruncatedLogNormal:
         """Return the same noise over a larger batch."""
-        loc, scale, low, high = (
-            value.expand(batch_shape) for value in (self.loc, self.scale, self.low, self.high)
+        return TruncatedLogNormal(
+            self.loc.expand(batch_shape),
+            self.scale.expand(batch_shape),
+            self.low.expand(batch_shape),
+            self.high.expand(batch_shape),
+            self._validate_args,
         )
-        return TruncatedLogNormal(loc, scale, low, high, self._validate_args)
 
-    def _standardised(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return mu, sigma, alpha and beta in double precision."""
+    def _standardized(self) -> _Standardized:
         mu, sigma = self.loc.double(), self.scale.double()
-        return mu, sigma, (self.low - mu) / sigma, (self.high - mu) / sigma
+        return _Standardized(mu, sigma, (self.low - mu) / sigma, (self.high - mu) / sigma)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return reparameterised draws of shape ``sample_shape + batch_shape``: the quantiles of uniform numbers."""
-        mu, sigma, lower, upper = self._standardised()
-        return self._exp(mu + sigma * _quantile(self._uniform(sample_shape), lower, upper))
+        """Return reparameterized draws of shape ``sample_shape + batch_shape``.
+
+        They are the quantiles of uniform random numbers.
+        """
+        mu, sigma, lower, upper = self._standardized()
+        return self._bounded_exp(mu + sigma * _quantile(self._uniform(sample_shape), lower, upper))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density in nats."""
-        mu, sigma, lower, upper = self._standardised()
+        mu, sigma, lower, upper = self._standardized()
         log_z = value.double().log()
-        log_density = -log_z - ((log_z - mu) / sigma).square() / 2 - sigma.log() - _LOG_2_PI / 2
+        log_density = -log_z - ((log_z - mu) / sigma).square() / 2 - sigma.log() - LOG_2_PI / 2
         log_density = log_density - _log_mass(lower, upper)
-        return torch.where(self._inside(value), log_density.to(self.loc.dtype), -torch.inf)
+        return torch.where(self._is_inside(value), log_density.to(self.loc.dtype), -torch.inf)
 
     def _log_moment(self, power: int) -> Tensor:
+        """Return log E z^k."""
         # E z^k = exp(k mu + k^2 sigma^2 / 2) (Phi(beta - k sigma) - Phi(alpha - k sigma)) / Z
-        mu, sigma, lower, upper = self._standardised()
+        mu, sigma, lower, upper = self._standardized()
         shift = power * sigma
         mass = _log_mass(lower - shift, upper - shift) - _log_mass(lower, upper)
         return power * mu + shift.square() / 2 + mass
 
     def _log_alpha(self) -> Tensor:
-        # Var z / (E z)^2 = E z^2 / (E z)^2 - 1
+        """Return the log of the variance over the squared mean."""
+        # not from the variance and the mean, which cancel: Var z / (E z)^2 = E z^2 / (E z)^2 - 1
         return torch.expm1(self._log_moment(2) - 2 * self._log_moment(1)).clamp_min(1e-30).log()
 
     @property
@@ -199,23 +208,30 @@ class TruncatedLogNormal(_Bounded):
 
     @property
     def signal_to_noise(self) -> Tensor:
-        """The mean over the standard deviation: below 1 the published rule drops the group."""
+        """The mean over the standard deviation; the published rule prunes groups below 1."""
         return (-self._log_alpha() / 2).exp().to(self.loc.dtype)
 
 
+class _Standardized(NamedTuple):
+    """The parameters in double precision, and the bounds in standard deviations from mu."""
+
+    mu: Tensor
+    sigma: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
 def _log_ndtr(x: Tensor) -> Tensor:
-    """Return log Phi(x); torch's own cannot be vectorised over draws."""
-    left, right = (
-        torch.where(x < 0, x, 0.0),
-        torch.where(x < 0, 0.0, x),
-    )  # a clamp would lose the slope at 0
+    """Return log Phi(x); torch's function cannot be vectorized over draws."""
+    # where, because a clamp would lose the slope at 0
+    left, right = torch.where(x < 0, x, 0.0), torch.where(x < 0, 0.0, x)
     below = (erfcx(-left / math.sqrt(2)) / 2).log() - left.square() / 2
     return torch.where(x < 0, below, torch.log1p(-erfc(right / math.sqrt(2)) / 2))
 
 
 def _log_mass(lower: Tensor, upper: Tensor) -> Tensor:
     """Return log(Phi(upper) - Phi(lower))."""
-    # by symmetry on the side where Phi is small: there nothing cancels
+    # by symmetry on the side where Phi is small, so that nothing cancels
     right = lower + upper > 0
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     top = _log_ndtr(upper)
@@ -234,11 +250,11 @@ def _quantile(u: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _ndtri_exp(log_p: Tensor) -> Tensor:
-    """Return x with log Phi(x) = log_p, and its slope Phi(x) / phi(x)."""
+    """Return x with log Phi(x) = log_p; its gradient is that of the exact inverse."""
     with torch.no_grad():
         near = ndtri(log_p.clamp_min(_FAR).exp())
         far = -(-2 * log_p).clamp_min(-2 * _FAR).sqrt()
-        for _ in range(4):  # Newton: log Phi is concave and nearly quadratic there
+        for _ in range(4):  # Newton's method: log Phi is concave and nearly quadratic there
             far = far - (_log_ndtr(far) - log_p.clamp_max(_FAR)) * _mills(far)
         x = torch.where(log_p < _FAR, far, near)
         slope = _mills(x)
@@ -247,21 +263,23 @@ def _ndtri_exp(log_p: Tensor) -> Tensor:
 
 def _mills(x: Tensor) -> Tensor:
     """Return Phi(x) / phi(x)."""
-    return (_log_ndtr(x) + x.square() / 2 + _LOG_2_PI / 2).exp()
+    return (_log_ndtr(x) + x.square() / 2 + LOG_2_PI / 2).exp()
 
 
 @register_kl(TruncatedLogNormal, TruncatedLogUniform)
 def _kl_truncated_log_normal_truncated_log_uniform(
     q: TruncatedLogNormal, p: TruncatedLogUniform
 ) -> Tensor:
-    _, sigma, lower, upper = q._standardised()
+    _, sigma, lower, upper = q._standardized()
     log_mass = _log_mass(lower, upper)
-    ends = sum(
-        sign * bound * (-bound.square() / 2 - _LOG_2_PI / 2 - log_mass).exp()
-        for sign, bound in ((1, lower), (-1, upper))
-    )
+    ends = _weighted_bound(lower, log_mass) - _weighted_bound(upper, log_mass)
     entropy = 0.5 * LOG_2_PI_E + sigma.log() + log_mass + ends / 2  # of log z
     kl = (p.high.double() - p.low.double()).log() - entropy
-    slack = 1e-4 * (p.high - p.low)  # bounds that went through exp and log in single precision
+    slack = 1e-4 * (p.high - p.low)  # for bounds that went through exp and log in single precision
     inside = (q.low >= p.low - slack) & (q.high <= p.high + slack)
     return torch.where(inside, kl.to(q.loc.dtype), torch.inf)
+
+
+def _weighted_bound(bound: Tensor, log_mass: Tensor) -> Tensor:
+    """Return x phi(x) / Z for a standardized bound x."""
+    return bound * (-bound.square() / 2 - LOG_2_PI / 2 - log_mass).exp()
