@@ -12,7 +12,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -20,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from .likelihoods import Likelihood, LikelihoodWithSites
 from .priors import Prior, PriorMapping
 from .priors.assignment import WeightSite, assign_priors, owner_of
-from .runtime.program import Site
+from .runtime.handlers import FixedSites
+from .runtime.program import Site, shape_of
 
-__all__ = ["BayesianNet", "InitialValues"]
+__all__ = ["BayesianNet"]
 
 
 class BayesianNet(PyroModule):
@@ -134,7 +134,7 @@ class BayesianNet(PyroModule):
         """
         initial = {}
         for site in self.sites:
-            with InitialValues(site.name, self._initial(site)):
+            with initial_values(site.name, self._initial(site)):
                 initial[site.name] = self._draw(site)
         return initial
 
@@ -145,7 +145,7 @@ class BayesianNet(PyroModule):
         learn the latent sites and where to start.
         """
         weights = self.weights()
-        with InitialValues("", next(iter(weights.values()))):
+        with initial_values("", next(iter(weights.values()))):
             self._draw_unknowns()
 
     @property
@@ -230,7 +230,7 @@ class BayesianNet(PyroModule):
         """Return where the unit of a weight starts: its value divided by the initial scales."""
         owner, attribute = owner_of(self._network, site.name)
         weight = getattr(owner, attribute)
-        with poutine.block(), InitialValues(site.name, torch.ones_like(weight)):
+        with poutine.block(), initial_values(site.name, torch.ones_like(weight)):
             scale = self._draw(site)
         return weight / scale
 
@@ -280,30 +280,20 @@ class BayesianNet(PyroModule):
             )
 
 
-class InitialValues(Messenger):
-    """Answer the latent sites of one weight with initial values, so that nothing is sampled.
+def initial_values(name: str, value: Tensor) -> FixedSites:
+    """Return the context in which the latent sites of one weight take their initial values.
 
-    The weight's own site, or ``NAME.unit``, gets ``value``; any other site, such as a scale, gets
-    what its prior suggests, or one.
+    The weight's own site, or ``NAME.unit``, takes ``value``. Any other site, such as a scale, takes
+    the initial value that its prior suggests, or one.
     """
 
-    def __init__(self, name: str, value: Tensor) -> None:
-        super().__init__()
-        self.names, self.initial = (name, f"{name}.unit"), value
+    def initial_scale(site: Site) -> Tensor:
+        suggested = site["infer"].get("initial")
+        if suggested is None:
+            return value.new_ones(shape_of(site["fn"]))
+        return cast(Tensor, suggested).to(value)
 
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["is_observed"] or msg["value"] is not None:
-            return
-        default = msg["infer"].get("initial")
-        if msg["name"] in self.names:
-            msg["value"] = self.initial
-        else:
-            msg["value"] = (
-                self.initial.new_ones(msg["fn"].shape())
-                if default is None
-                else default.to(self.initial)
-            )
-        msg["done"] = True
+    return FixedSites({name: value, f"{name}.unit": value}, otherwise=initial_scale)
 
 
 class _RecordReads(TorchFunctionMode):

@@ -243,7 +243,7 @@ def _look(
     """Return the functions of the draws at x, and the prediction that they make."""
     if posterior.guide is not None and draws is None:
         draws = VARIATIONAL_DRAWS
-    found = posterior.functions(x.to(posterior._device), draws, seed)
+    found = posterior.functions(x.to(posterior.source.device), draws, seed)
     functions = {key: value.cpu() for key, value in found.items()}
     return functions, summarize(lambda: iter([_pooled(functions)]))
 
@@ -275,9 +275,9 @@ def _distances(
 ) -> dict[str, Any]:
     a, b = _values(one), _values(other)
     row: dict[str, Any] = {}
-    if kind in ("classes", "yes or no"):
+    if kind in ("classes", "binary"):
         p, q = (values.mean(0) for values in (a, b))
-        if kind == "yes or no":
+        if kind == "binary":
             p, q = (torch.stack([1 - values, values], -1) for values in (p, q))
         row["agreement"] = distances.agreement(p, q)
         row["total_variation"] = float(distances.total_variation(p, q).mean())
@@ -339,7 +339,9 @@ def _in_sample(
             f"{num} draws are too few for PSIS, no ELPD and no k-hat; expected {importance.MIN_DRAWS}"
         )
         return row
-    found = log_densities(posterior, sites, tuple(part.to(posterior._device) for part in data))
+    found = log_densities(
+        posterior, sites, tuple(part.to(posterior.source.device) for part in data)
+    )
     pointwise = torch.cat(
         [
             value.flatten(2).sum(2) if value.dim() > 2 else value

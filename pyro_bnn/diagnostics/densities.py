@@ -96,7 +96,7 @@ def log_densities(
             that draw minibatches one within another, or around latent sites.
     """
     first = {name: value[0] for name, value in sites.items()}
-    with posterior._quietly(0), Run(first) as probe:
+    with posterior.source.isolated(0), Run(first) as probe:
         posterior.model(*data)
     _require_complete(probe, sites)
     rows = _rows(probe, data[0].device)
@@ -115,7 +115,7 @@ def log_densities(
     numbers = data[0].numel() + max(
         len(data[0]) * 64, 1
     )  # a guess at what one draw keeps in flight
-    with posterior._quietly(0):
+    with posterior.source.isolated(0):
         found = vectorized(one, sites, max(1, _CHUNK // numbers))
     log_joint = found.pop("latent").double()
     for name in num_data:
@@ -132,9 +132,9 @@ def variational_draws(
     ``None``, why it is not known.
     """
     drawn, log_q, reason = [], [], ""
-    with posterior._quietly(seed):
+    with posterior.source.isolated(seed):
         for _ in range(num):
-            trace = poutine.trace(posterior.guide).get_trace(*posterior._example)
+            trace = posterior.source.guide_trace()
             sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
             sites = {name: site for name, site in sites.items() if not _draws_indices(site)}
             free = {name: site for name, site in sites.items() if not site["is_observed"]}

@@ -66,15 +66,15 @@ def to_arviz(
     {'chain': 2, 'draw': 50, 'example': 3}
     """
     require_same_data(posterior, data)
-    data = tuple(part.to(posterior._device) for part in data)
+    data = tuple(part.to(posterior.source.device) for part in data)
     sites, statistics, reasons = _draws(posterior, draws, seed)
     chains, num = next(iter(sites.values())).shape[:2]
     pooled = {name: value.flatten(0, 1) for name, value in sites.items()}
     found = log_densities(posterior, pooled, data)
     _require_all_examples(found)
     statistics.setdefault("lp", found.log_joint.unflatten(0, (chains, num)))
-    with posterior._quietly(seed):
-        weights = posterior._weights(pooled)
+    with posterior.source.isolated(seed):
+        weights = posterior.source.weights_of(pooled)
     groups: dict[str, Mapping[str, Tensor]] = {
         "posterior": {
             name: value.unflatten(0, (chains, num)) for name, value in (pooled | weights).items()
@@ -226,7 +226,10 @@ def _observations(
     """Return what each observed site has seen."""
     if len(names) == 1 and len(data) == 2:
         return {next(iter(names)): data[1]}
-    with posterior._quietly(0), Run({name: value[0] for name, value in sites.items()}) as run:
+    with (
+        posterior.source.isolated(0),
+        Run({name: value[0] for name, value in sites.items()}) as run,
+    ):
         posterior.model(*data)
     return {name: site["value"] for name, site in run.observed().items()}
 
@@ -245,7 +248,7 @@ def _predictions(
             posterior.model(*inputs)
         return {name: run.sites[name]["value"] for name in names}
 
-    with posterior._quietly(seed):
+    with posterior.source.isolated(seed):
         return vectorized(one, sites, 64)
 
 
@@ -259,9 +262,9 @@ def _prior(
             posterior.model(*inputs)
         return {name: site["value"] for name, site in run.sites.items() if not site["is_observed"]}
 
-    with posterior._quietly(seed):
+    with posterior.source.isolated(seed):
         drawn = vectorized(one, {"draw": torch.empty(num)}, 64)
-        weights = posterior._weights(
+        weights = posterior.source.weights_of(
             {name: value for name, value in drawn.items() if name not in names}
         )
     values = {name: value[None] for name, value in (drawn | weights).items()}

@@ -71,7 +71,7 @@ def _evaluate(posterior: Posterior, sites: Mapping[str, Tensor], x: Tensor, y: T
         posterior.model.num_data if isinstance(posterior.model, BayesianNet) else len(x),
     )
     rows = torch.linspace(0, len(x) - 1, most).long().to(x.device)
-    here = posterior._device
+    here = posterior.source.device
     return log_densities(
         posterior,
         {name: value.to(here) for name, value in sites.items()},

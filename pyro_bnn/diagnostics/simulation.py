@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.posterior.draw_source import DrawSource
 from pyro_bnn.runtime.copying import deepcopy_together
 
 from .densities import Run, log_densities
@@ -214,7 +215,7 @@ def simulate(
     """
     sites = None if sites is None else list(sites)
     _require_proper(model, num_simulations, draws)
-    program = Posterior(deepcopy_together(model)[0], draws={})
+    program = DrawSource(deepcopy_together(model)[0])
     ranked: dict[str, list[Tensor]] = {}
     correlations = []
     for index in tqdm(range(num_simulations), desc="simulations", disable=not progress):
@@ -251,10 +252,10 @@ def _require_proper(model: Any, num_simulations: int, draws: int) -> None:
         )
 
 
-def _simulated(program: Posterior, x: Tensor, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+def _simulated(program: DrawSource, x: Tensor, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     """Return values of the latent sites drawn from the prior, and data drawn given them."""
     try:
-        with program._quietly(seed), Run({}) as run:
+        with program.isolated(seed), Run({}) as run:
             program.model(x)
     except (ImproperPriorError, NotImplementedError) as error:
         raise ValueError(f"simulate: the prior cannot be drawn from: {error}") from error

@@ -1,15 +1,16 @@
-"""Posterior: what every inference returns. It draws networks, predicts with them, and goes to disk."""
+"""Posterior: the common result of every inference.
+
+A posterior draws networks, predicts with them, knows the moments of its weights, and is saved and
+loaded.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -17,392 +18,303 @@ from torch import Tensor, nn
 from pyro_bnn import priors
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.runtime.copying import deepcopy_together
-from pyro_bnn.runtime.rng import fork_rng
-from pyro_bnn.runtime.tensor_files import (
-    CheckpointError,
-    load_tensors,
-    restore_tensors,
-    save_tensors,
-    tensors_under,
-)
+from pyro_bnn.runtime.program import Program, sample_sites
+from pyro_bnn.runtime.tensor_files import restore_tensors, save_tensors
 from pyro_bnn.variational.elbo import ELBOModule
-from pyro_bnn.variational.parameters import LocalParamStore
+from pyro_bnn.variational.guide import GuideWithMoments, Moments
 from pyro_bnn.variational.reparameterization import Reparameterized
 
-from .prediction import Predict, Prediction, components_of, summarize
-from .vectorized import VectorizedDraws, for_each_draw
+from .components import Components
+from .draw_source import DrawSource
+from .prediction import Prediction, summarize
+from .storage import named_tensors, read_posterior
+from .stored_draws import StoredDraws, require_rectangular
 
 __all__ = ["Posterior"]
 
+GUIDE_DRAWS = 100
+GUIDE_DRAWS_FOR_MOMENTS = 200
+
 
 class Posterior:
-    """A distribution over the weights of a model: a trained guide, or draws from a sampler, behind one interface.
+    """A distribution over the weights of a model: a trained guide, or draws from a sampler.
 
-    It owns copies of the model, with every parameter that was learned, and of the guide: training on changes no
-    earlier posterior. What is random here takes a seed and leaves the global random state alone.
+    A posterior owns copies of the model, with every parameter that was learned, and of the guide:
+    further training changes no earlier posterior. Methods that draw take a seed and leave the
+    global random state unchanged.
 
     Attributes:
         model: the model, in evaluation mode.
         guide: the guide, or ``None`` for draws.
-        statistics: what the sampler noted with each draw, (chain, draw): ``lp`` (the log-density in nats),
-            ``acceptance_rate``, ``diverging``, ``step_size`` and others; empty for a guide.
-        facts: how the posterior was made, as far as it is known: ``method``, ``seconds``, ``gradients`` (evaluations of
-            the gradient, over all chains), ``data`` (a SHA-256 of the training data), ``settings``, ``warnings``.
+        source: runs both apart from the rest of the session; diagnostics are built on it.
+        statistics: numbers that the sampler noted with each draw, (chain, draw): ``lp`` (the
+            log-density in nats), ``acceptance_rate``, ``diverging``, ``step_size`` and others;
+            empty for a guide.
+        facts: how the posterior was made, as far as it is known: ``method``, ``seconds``,
+            ``gradients`` (evaluations of the gradient, over all chains), ``data`` (a SHA-256 of
+            the training data), ``settings``, ``warnings``.
     """
+
+    model: Any
+    guide: Any
 
     def __init__(
         self,
-        model: Any,
-        guide: Any = None,
-        draws: Mapping[str, Tensor] | None = None,
-        statements: Any = None,
-        example: tuple = (),
+        source: DrawSource,
         statistics: Mapping[str, Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.guide = model, guide
-        self.statistics, self.facts = dict(statistics or {}), dict(facts or {})
-        self._draws = None if draws is None else dict(draws)
-        self._statements = statements or LocalParamStore(model, guide)
-        self._example = example
-        for part in (model, guide):
-            if isinstance(part, nn.Module):
-                part.eval()
+        self.source = source
+        self.model = source.model
+        self.guide = source.guide
+        self.statistics = dict(statistics or {})
+        self.facts = dict(facts or {})
 
     @classmethod
-    def from_guide(
-        cls, model: Callable[..., Any], guide: Callable[..., Any], *example: Any
-    ) -> Posterior:
+    def from_guide(cls, model: Program, guide: Program, *example: Tensor) -> Self:
         """Return the posterior that a guide describes, made of copies.
 
         Args:
-            model: the model the guide was built for.
+            model: the model that the guide was built for.
             guide: a module or a function.
-            example: arguments to call a guide with that needs some.
+            example: the arguments of the guide, if it needs any.
         """
-        model, guide = deepcopy_together(
-            model, guide.guide if isinstance(guide, Reparameterized) else guide
-        )
-        posterior = cls(model, guide, example=copy.deepcopy(example))
+        if isinstance(guide, Reparameterized):
+            guide = guide.guide
+        model, guide = deepcopy_together(model, guide)
+        source = DrawSource(model, guide, example=copy.deepcopy(example))
         if not isinstance(guide, nn.Module):
-            posterior._adopt_from_store()
-        return posterior
+            source.copy_parameters_from_store()
+        return cls(source)
 
     @classmethod
     def from_draws(
         cls,
-        model: Callable[..., Any],
+        model: Program,
         draws: Mapping[str, Tensor],
         statistics: Mapping[str, Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
-    ) -> Posterior:
-        """Return the posterior made of draws.
+    ) -> Self:
+        """Return the posterior that consists of draws.
 
         Args:
             model: the model that was sampled.
             draws: for each latent site a tensor (chain, draw, ...).
-            statistics: of each draw, (chain, draw).
+            statistics: numbers noted with each draw, (chain, draw).
             facts: how the draws were made.
 
         Raises:
-            ValueError: a site of the network that is missing or of another shape; tensors that disagree on chains and
-                draws, or none; numbers that are not finite.
+            ValueError: if a site of the network is missing or has another shape, if the tensors
+                disagree on the numbers of chains and draws or have none, or if they contain NaN
+                or infinity.
         """
-        counts = {name: tuple(value.shape[:2]) for name, value in draws.items()}
-        if (
-            len(set(counts.values())) != 1
-            or 0 in (shape := next(iter(counts.values())))
-            or len(shape) != 2
-        ):
-            raise ValueError(
-                f"Posterior.from_draws: expected one (chain, draw) for all sites, got {counts}"
-            )
+        require_rectangular(draws)
         if isinstance(model, BayesianNet):
             _require_sites(model, {name: tuple(value.shape[2:]) for name, value in draws.items()})
-        for name, value in draws.items():
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"Posterior.from_draws: the draws of {name!r} have numbers that are not finite"
-                )
-        own = {name: value.detach().clone() for name, value in draws.items()}
-        return cls(copy.deepcopy(model), draws=own, statistics=statistics, facts=facts)
+        copies = {name: value.detach().clone() for name, value in draws.items()}
+        source = DrawSource(copy.deepcopy(model), stored=StoredDraws(copies))
+        return cls(source, statistics, facts)
 
     @classmethod
-    def from_loss(cls, loss: ELBOModule, device: torch.device, example: tuple = ()) -> Posterior:
-        """Return the posterior of a loss that was trained; it takes the parts over, so pass a copy."""
+    def from_loss(
+        cls, loss: ELBOModule, device: torch.device, example: tuple[Tensor, ...] = ()
+    ) -> Self:
+        """Return the posterior of a trained loss, whose model and guide it takes over.
+
+        Pass a copy of the loss where it is still needed.
+        """
         loss = loss.to(device)
         guide = loss.guide.guide if isinstance(loss.guide, Reparameterized) else loss.guide
-        return cls(
-            loss.model,
-            guide,
-            statements=loss.statements,
-            example=tuple(part.to(device) for part in example),
-        )
+        arguments = tuple(argument.to(device) for argument in example)
+        return cls(DrawSource(loss.model, guide, None, loss.statements, arguments))
 
-    # --- draws --------------------------------------------------------------------------------------------------------
+    # --- draws ------------------------------------------------------------------------------------
 
     @property
     def draws(self) -> dict[str, Tensor]:
-        """Draws of every latent site, (chain, draw, ...); a guide answers with one chain of 100."""
-        if self._draws is not None:
-            return self._draws
-        with self._quietly(0):
-            return {name: value[None] for name, value in self._guide_draws(100).items()}
+        """Draws of every latent site, (chain, draw, ...); of a guide, one chain of 100 draws."""
+        if self.source.stored is not None:
+            return self.source.stored.sites
+        with self.source.isolated(0):
+            sites = self.source.draw_guide(GUIDE_DRAWS)
+        return {name: value[None] for name, value in sites.items()}
 
     def sample(self, num: int, seed: int = 0) -> dict[str, Tensor]:
-        """Return ``num`` draws of every weight, and of the sites it is made of, (num, ...), pooled over chains.
+        """Return draws of every weight and of the sites it is made of, (num, ...).
 
         Args:
-            num: how many; of a sampler's draws that many are picked at random, each at most once while there are
-                enough.
-            seed: of the draws.
+            num: the number of draws. A sampler's draws are pooled over chains and chosen at
+                random, each at most once while there are enough.
+            seed: the seed of the draws.
 
         Raises:
-            ValueError: fewer than one draw.
+            ValueError: if ``num`` is below one.
         """
         if num < 1:
             raise ValueError(f"sample: expected at least one draw, got {num}")
-        with self._quietly(seed):
-            sites = self._guide_draws(num) if self._draws is None else self._kept(self._pick(num))
-            return sites | self._weights(sites)
+        with self.source.isolated(seed):
+            sites = self.source.take(self.source.choose(num))
+            return sites | self.source.weights_of(sites)
 
-    def _pick(self, num: int) -> Tensor:
-        """Return which of a sampler's draws to take: all of them, as often as needed, before one comes again."""
-        assert self._draws is not None
-        there = next(iter(self._draws.values())).shape[:2].numel()
-        return torch.cat([torch.randperm(there) for _ in range(math.ceil(num / there))])[:num]
+    # --- moments ----------------------------------------------------------------------------------
 
-    def _kept(self, index: Tensor) -> dict[str, Tensor]:
-        assert self._draws is not None
-        return {
-            name: value.flatten(0, 1)[index.to(value.device)] for name, value in self._draws.items()
-        }
+    def moments(self) -> dict[str, Moments]:
+        """Return mean and variance of every weight.
 
-    def _guide_draws(self, num: int) -> dict[str, Tensor]:
-        with VectorizedDraws():
-            return for_each_draw(lambda _: self._guide_sites(), {"": torch.empty(num)})
+        They are in closed form where the guide knows them, and else taken over draws.
+        """
+        if isinstance(self.guide, GuideWithMoments):
+            moments = {}
+            for name, (mean, variance) in self.guide.moments().items():
+                moments[name] = Moments(mean.detach().clone(), variance.detach())
+            return moments
+        stored = self.source.stored
+        num = GUIDE_DRAWS_FOR_MOMENTS if stored is None else len(stored)
+        return self._moments_over_draws(num)
 
-    def _guide_sites(self) -> dict[str, Tensor]:
-        trace = poutine.trace(self.guide).get_trace(*self._example)
-        latent = {name: site for name, site in _samples(trace) if not site["is_observed"]}
-        return {
-            name: site["value"]
-            for name, site in latent.items()
-            if not site["infer"].get("is_auxiliary")
-        }
-
-    def _weights(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights that the sites make; for a hand-written program the sites are the weights."""
-        if not isinstance(self.model, BayesianNet):
-            return dict(sites)
-
-        def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return poutine.condition(self.model.weights, data=dict(values))()
-
-        return for_each_draw(one, sites)
-
-    def _adopt_from_store(self) -> None:
-        """Copy what a plain function learned under Pyro's own SVI: its parameters lie in the global store."""
-        store = pyro.get_param_store()
-        with store.scope(store.get_state()), fork_rng(self._device):
-            known = set(store.keys())
-            trace = poutine.trace(self.guide, param_only=True).get_trace(*self._example)
-            learned = {name: store._params[name] for name in trace.param_nodes if name in known}
-        for name, value in learned.items():
-            self._statements.set_unconstrained(name, value)
-
-    @property
-    def _device(self) -> torch.device:
-        modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
-        tensors = [
-            tensor for module in modules for tensor in (*module.parameters(), *module.buffers())
-        ]
-        tensors += [*self._statements.parameters(), *(self._draws or {}).values()]
-        return tensors[0].device if tensors else torch.device("cpu")
-
-    @contextlib.contextmanager
-    def _quietly(self, seed: int) -> Iterator[None]:
-        """A seed of its own, the parameters of its own, no gradients; outside nothing changes."""
-        with fork_rng(self._device, seed), torch.no_grad(), self._statements.capture():
-            yield
-
-    # --- moments ------------------------------------------------------------------------------------------------------
-
-    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return mean and variance of every weight: in closed form where the guide knows them, else over draws."""
-        if hasattr(self.guide, "moments"):
-            return {
-                name: (mean.detach().clone(), variance.detach())
-                for name, (mean, variance) in self.guide.moments().items()
-            }
-        num = 200 if self._draws is None else next(iter(self._draws.values())).shape[:2].numel()
-        weights = {
-            name: value for name, value in self.sample(num).items() if value.is_floating_point()
-        }
-        return {
-            name: (value.mean(0), value.var(0, correction=min(1, num - 1)))
-            for name, value in weights.items()
-        }
+    def _moments_over_draws(self, num: int) -> dict[str, Moments]:
+        moments = {}
+        for name, values in self.sample(num).items():
+            if values.is_floating_point():
+                variance = values.var(0, correction=min(1, num - 1))
+                moments[name] = Moments(values.mean(0), variance)
+        return moments
 
     def mean_network(self) -> nn.Module:
-        """Return the network with every weight at its posterior mean: a plain module, as it was before it became
-        Bayesian.
+        """Return the network with every weight at its posterior mean, as a plain module.
 
         Raises:
-            TypeError: the model is a hand-written program and has no network.
+            TypeError: if the model is a hand-written program, which has no network.
         """
         if not isinstance(self.model, BayesianNet):
             raise TypeError(
                 "mean_network: a hand-written program has no network; average posterior.sample(n)"
             )
-        return self.model.network_with({name: mean for name, (mean, _) in self.moments().items()})
+        means = {name: moments.mean for name, moments in self.moments().items()}
+        return self.model.network_with(means)
 
     def as_prior(self) -> dict[str, priors.Normal]:
-        """Return this posterior as a prior for the next task: a Gaussian of the same mean and variance for every
-        weight.
+        """Return this posterior as a prior for the next task.
 
-        Exact for a factorised Gaussian posterior; of scale mixtures and draws it keeps the two moments.
+        The prior of every weight is a Gaussian of the same mean and variance. That is exact for a
+        factorised Gaussian posterior; of scale mixtures and draws the two moments are retained.
 
         Raises:
-            ValueError: a weight without variance, as a point estimate has.
+            ValueError: if a weight has no variance, as in a point estimate.
         """
-        found = {
-            name: moments
-            for name, moments in self.moments().items()
-            if not isinstance(self.model, BayesianNet) or name in self.model.names
-        }
-        for name, (_, variance) in found.items():
+        moments = self.moments()
+        names = self.model.names if isinstance(self.model, BayesianNet) else list(moments)
+        gaussians = {}
+        for name in names:
+            mean, variance = moments[name]
             if not bool((variance > 0).all()):
                 raise ValueError(
                     f"as_prior: the posterior of {name!r} has no variance, so it cannot be a prior"
                 )
-        return {
-            name: priors.Normal(variance.sqrt(), mean) for name, (mean, variance) in found.items()
-        }
+            gaussians[name] = priors.Normal(variance.sqrt(), mean)
+        return gaussians
 
-    # --- predictions --------------------------------------------------------------------------------------------------
+    # --- predictions ------------------------------------------------------------------------------
 
     def predict(self, x: Tensor, draws: int = 50, seed: int = 0) -> Prediction:
-        r"""Return the predictive distribution, the average of the distributions that the drawn networks predict.
+        r"""Return the predictive distribution, the average over drawn networks.
 
-        .. math:: p(y \mid x, \mathcal{D}) \approx \frac1S \sum_{s=1}^{S} p(y \mid x, w_s), \qquad w_s \sim q(w)
+        .. math::
 
-        Draws are streamed, so memory does not grow with their number; a whole batch sees one network per draw.
+            p(y \mid x, \mathcal{D}) \approx \frac1S \sum_{s=1}^{S} p(y \mid x, w_s),
+            \qquad w_s \sim q(w)
+
+        Draws are streamed, so memory does not grow with their number. Every draw is one network
+        for all examples.
 
         Args:
             x: inputs (n, ...).
-            draws: S.
-            seed: of the draws.
+            draws: the number of draws S.
+            seed: the seed of the draws.
 
         Raises:
-            ValueError: no draws; inputs that are not finite.
+            ValueError: if there are no draws or no inputs, or if x contains NaN or infinity.
         """
         if draws < 1:
             raise ValueError(f"predict: expected at least one draw, got {draws}")
         if len(x) < 1:
-            raise ValueError("predict: there are no examples in x")
+            raise ValueError("predict: expected at least one example, but x is empty")
         if not bool(torch.isfinite(x).all()):
-            raise ValueError("predict: x has numbers that are not finite")
+            raise ValueError("predict: expected finite inputs, but x contains NaN or infinity")
         return summarize(lambda: self.components(x, draws, seed))
 
     @torch.no_grad()
-    def components(self, x: Tensor, draws: int = 50, seed: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield what the drawn networks predict, some draws at a time: see :func:`~pyro_bnn.posterior.prediction.components_of`.
+    def components(self, x: Tensor, draws: int = 50, seed: int = 0) -> Iterator[Components]:
+        """Yield the predictions of the drawn networks, some draws at a time.
 
         Args:
             x: inputs (n, ...).
-            draws: in all.
-            seed: of the draws; the same seed gives the same draws.
+            draws: the number of draws in all.
+            seed: the seed of the draws; the same seed gives the same draws.
+
+        Yields:
+            Tensors (draw, n, ...), named as in :mod:`pyro_bnn.posterior.components`.
         """
-        with self._quietly(seed):
-            chosen = None if self._draws is None else self._pick(draws)
-        yield from self._stream(x, draws, chosen, seed)
+        with self.source.isolated(seed):
+            index = self.source.choose(draws)
+        yield from self.source.predict_in_chunks(x, index, seed)
 
     @torch.no_grad()
     def functions(self, x: Tensor, draws: int | None = None, seed: int = 0) -> dict[str, Tensor]:
-        """Return what every draw predicts at x, chain by chain: (chain, draw, n, ...).
+        """Return the predictions of every draw at x, chain by chain.
 
-        Function values, unlike weights, can be compared between chains: a network whose hidden units are permuted is
-        the same function. The names are those of :func:`~pyro_bnn.posterior.prediction.components_of`. All draws are kept, so
-        memory grows with their number.
+        Function values, unlike weights, can be compared between chains: a network whose hidden
+        units are permuted is the same function. All draws are held at once, so memory grows with
+        their number.
 
         Args:
             x: inputs (n, ...).
-            draws: for each chain the last so many; of a guide, so many independent draws, 100 by default.
-            seed: of a guide's draws.
+            draws: the last n draws of each chain, all by default; of a guide, n independent draws,
+                100 by default.
+            seed: the seed of a guide's draws.
+
+        Returns:
+            Tensors (chain, draw, n, ...), named as in :mod:`pyro_bnn.posterior.components`.
 
         Raises:
-            ValueError: more draws than there are, or none.
+            ValueError: if ``draws`` is below one or above the number of available draws.
         """
-        chains, there = (
-            (1, draws or 100) if self._draws is None else next(iter(self._draws.values())).shape[:2]
-        )
-        num = there if draws is None else draws
-        if not 1 <= num <= there:
-            raise ValueError(f"functions: expected draws from 1 to {there}, got {num}")
-        rows = torch.arange(chains * there).view(chains, there)[:, there - num :].flatten()
-        parts = list(self._stream(x, chains * num, None if self._draws is None else rows, seed))
-        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: value.unflatten(0, (chains, num)) for name, value in together.items()}
+        stored = self.source.stored
+        chains, available = 1, draws or GUIDE_DRAWS
+        if stored is not None:
+            chains, available = stored.chains, stored.per_chain
+        num = available if draws is None else draws
+        if not 1 <= num <= available:
+            raise ValueError(f"functions: expected draws from 1 to {available}, got {num}")
+        index = torch.arange(num) if stored is None else stored.last(num)
+        chunks = list(self.source.predict_in_chunks(x, index, seed))
+        values = {}
+        for name in chunks[0]:
+            pooled = torch.cat([chunk[name] for chunk in chunks])
+            values[name] = torch.unflatten(pooled, 0, (chains, num))
+        return values
 
-    def _stream(
-        self, x: Tensor, draws: int, chosen: Tensor | None, seed: int
-    ) -> Iterator[dict[str, Tensor]]:
-        """Yield the predictions of the chosen draws, or of fresh ones, some at a time."""
-        generator = torch.Generator().manual_seed(seed)
-        with self._quietly(seed):
-            one = self._guide_draws(1) if chosen is None else self._kept(chosen[:1])
-            size = sum(value.numel() for value in one.values())
-        step = max(1, min(1024, _CHUNK // size))
-        width = max(64, x[0].numel())  # a guess at the numbers per example in a layer
-        for start in range(0, draws, step):
-            num = min(step, draws - start)
-            with self._quietly(int(torch.randint(2**62, (), generator=generator))):
-                sites = (
-                    self._guide_draws(num)
-                    if chosen is None
-                    else self._kept(chosen[start : start + num])
-                )
-                parts = [
-                    self._predictive(sites, part)
-                    for part in x.split(max(1, 4 * _CHUNK // (width * num)))
-                ]
-            yield {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
-
-    def _predictive(self, sites: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-        """Return the parameters of the predictive distribution of each draw for a batch."""
-
-        def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            with Predict(values) as seen:
-                self.model(x)
-            return components_of(seen.predicted())
-
-        return for_each_draw(one, sites)
-
-    # --- disk ---------------------------------------------------------------------------------------------------------
+    # --- disk -------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and facts, ``path.json`` and a safetensors file beside it; the program itself stays with the
-        caller.
+        """Write tensors and facts, ``path.json`` and a safetensors file beside it.
+
+        The program itself is not saved: :meth:`load` takes it again.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written.
+            CheckpointError: if the disk is full or cannot be written to.
         """
-        kind = "guide" if self._draws is None else "draws"
         facts = {
-            "kind": kind,
+            "kind": "guide" if self.source.stored is None else "draws",
             "num_data": getattr(self.model, "num_data", None),
             "made": self.facts,
         }
-        save_tensors(path, self._state(), facts)
+        save_tensors(path, self._named_tensors(), facts)
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike[str],
-        model: Callable[..., Any],
-        guide: Callable[..., Any] | None = None,
-    ) -> Posterior:
+        cls, path: str | os.PathLike[str], model: Program, guide: Program | None = None
+    ) -> Self:
         """Return the posterior that was saved.
 
         Args:
@@ -411,71 +323,40 @@ class Posterior:
             guide: the guide, built as before (not for draws); it is copied.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or belongs to another model or guide.
+            CheckpointError: if a file is missing or damaged, or belongs to another model or guide.
         """
-        tensors, facts = load_tensors(path)
-        if facts.get("kind") not in ("guide", "draws"):
-            raise CheckpointError(f"{path}: expected a saved posterior, found something else")
-        if facts["kind"] == "guide" and guide is None:
-            raise CheckpointError(
-                f"{path}: holds a variational posterior; pass the guide to load it into, guide=..."
-            )
-        parts = {part: tensors_under(part, tensors) for part in ("draws", "statistics", "example")}
-        example = tuple(parts["example"][str(index)] for index in range(len(parts["example"])))
-        model, guide = deepcopy_together(model, guide if facts["kind"] == "guide" else None)
-        posterior = cls(
-            model,
-            guide,
-            parts["draws"] or None,
-            None,
-            example,
-            parts["statistics"],
-            facts.get("made"),
-        )
-        if posterior.guide is not None:
-            with posterior._quietly(
-                0
-            ):  # functions declare their parameters, stock autoguides are built
-                posterior._guide_sites()
-        restore_tensors(posterior._state(), tensors, path)
+        saved = read_posterior(path, has_guide=guide is not None)
+        if saved.draws:
+            guide = None
+        model, guide = deepcopy_together(model, guide)
+        stored = StoredDraws(saved.draws) if saved.draws else None
+        source = DrawSource(model, guide, stored, example=saved.example)
+        if guide is not None:
+            # a first call, in which functions declare parameters and stock autoguides are built
+            with source.isolated(0):
+                source.guide_trace()
+        posterior = cls(source, saved.statistics, saved.facts)
+        restore_tensors(posterior._named_tensors(), saved.tensors, path)
         return posterior
 
-    def _state(self) -> dict[str, Tensor]:
-        state = {f"draws.{name}": value for name, value in (self._draws or {}).items()}
-        state |= {f"statistics.{name}": value for name, value in self.statistics.items()}
-        state |= {f"example.{index}": value for index, value in enumerate(self._example)}
-        for prefix, part in (
-            ("model", self.model),
-            ("guide", self.guide),
-            ("statements", self._statements),
-        ):
-            if isinstance(part, nn.Module):
-                state |= {f"{prefix}.{name}": value for name, value in part.state_dict().items()}
-        return state
+    def _named_tensors(self) -> dict[str, Tensor]:
+        source = self.source
+        draws = {} if source.stored is None else source.stored.sites
+        programs = {"model": self.model, "guide": self.guide, "statements": source.statements}
+        return named_tensors(draws, self.statistics, source.example, programs)
 
 
-def _require_sites(model: BayesianNet, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse draws that are not those of the latent sites of the network."""
-    trace = poutine.trace(model.initialize).get_trace()
-    expected = {
-        name: tuple(site["value"].shape)
-        for name, site in _samples(trace)
-        if not site["is_observed"]
-    }
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+def _require_sites(model: BayesianNet, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless draws have the names and shapes of the latent sites of the network."""
+    expected = {}
+    for name, site in sample_sites(poutine.trace(model.initialize).get_trace()):
+        if not site["is_observed"]:
+            expected[name] = tuple(site["value"].shape)
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
             raise ValueError(
-                f"Posterior.from_draws: site {name!r}: expected draws of shape {expected.get(name, 'none')}, "
-                f"got {found.get(name, 'none')}; the sites of the model are {', '.join(expected)}"
+                f"Posterior.from_draws: site {name!r}: "
+                f"expected draws of shape {expected.get(name, 'none')}, "
+                f"got {shapes.get(name, 'none')}; "
+                f"the sites of the model are {', '.join(expected)}"
             )
-
-
-def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the sample statements of a trace, those by which plates draw their indices left out."""
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-            yield name, site
-
-
-# Numbers in flight per draw and batch: large enough for the matrix products, small beside any data set.
-_CHUNK = 2_000_000

@@ -12,82 +12,123 @@ Source: Louizos, Ullrich & Welling (2017), section 4.1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_bnn.distributions import normal_quadrature
 from pyro_bnn.priors.scale_mixtures import regularised
+from pyro_bnn.variational.guide import Moments
 
 __all__ = ["weight_moments"]
 
+UNIT = ".unit"
+SCALES = (".scale", ".global_scale")
+
+
+class _RawMoments(NamedTuple):
+    r"""First and second moment of a scale, :math:`\mathbb{E}\lambda, \mathbb{E}\lambda^2`."""
+
+    first: Tensor
+    second: Tensor
+
 
 def weight_moments(
-    sites: Mapping[str, Any], slabs: Mapping[str, Tensor] | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (mean, variance) of every weight.
+    sites: Mapping[str, Distribution], slabs: Mapping[str, Tensor] | None = None
+) -> dict[str, Moments]:
+    """Return mean and variance of every weight.
 
     Args:
-        sites: the distribution of each site; ``NAME.unit`` and the scales of ``NAME`` make the weight ``NAME``.
+        sites: the distribution of each site. ``NAME.unit`` and the scales of ``NAME`` make the
+            weight ``NAME``; every other site is a weight itself.
         slabs: the slab width of each regularised horseshoe weight.
     """
+    mixtures = [name.removesuffix(UNIT) for name in sites if name.endswith(UNIT)]
     moments = {}
-    for name, q in sites.items():
-        stem, _, part = name.rpartition(".")
-        if part == "unit":
-            scales = {key: _base(d) for key, d in sites.items() if _is_scale_of(key, stem)}
-            first, second = _scale_moments(scales, (slabs or {}).get(stem))
-            base = _base(q)
-            moments[stem] = (
-                base.mean * first,
-                base.variance * second
-                + base.mean.square() * (second - first.square()).clamp_min(0),
-            )
-        elif not any(
-            name.startswith(f"{other.removesuffix('.unit')}.")
-            for other in sites
-            if other.endswith(".unit")
-        ):
-            moments[name] = (_base(q).mean, _base(q).variance)
+    for name, distribution in sites.items():
+        weight = name.removesuffix(UNIT)
+        base = _base(distribution)
+        if name.endswith(UNIT):
+            scales = _scales_of(weight, sites)
+            slab = None if slabs is None else slabs.get(weight)
+            moments[weight] = _mixture_moments(base, _scale_moments(scales, slab))
+        elif not _is_part_of(name, mixtures):
+            moments[name] = Moments(base.mean, base.variance)
     return moments
 
 
-def _is_scale_of(name: str, stem: str) -> bool:
-    return any(
-        name == scale or name.startswith(f"{scale}.")
-        for scale in (f"{stem}.scale", f"{stem}.global_scale")
-    )
+def _is_part_of(site: str, weights: list[str]) -> bool:
+    return any(site.startswith(f"{weight}.") for weight in weights)
 
 
-def _base(distribution: Any) -> Any:
+def _scales_of(weight: str, sites: Mapping[str, Distribution]) -> dict[str, Distribution]:
+    """Return the scale sites of a weight: ``NAME.scale``, ``NAME.scale.gamma`` and so on."""
+    scales = {}
+    for name, distribution in sites.items():
+        for suffix in SCALES:
+            scale = f"{weight}{suffix}"
+            if name == scale or name.startswith(f"{scale}."):
+                scales[name] = _base(distribution)
+    return scales
+
+
+def _base(distribution: Distribution) -> Distribution:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
 
 
-def _scale_moments(scales: Mapping[str, Any], slab: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return E[lambda] and E[lambda^2] of the product of the scales; sites of a decomposed half-Cauchy enter by their
-    square roots."""
-    powers = {key: 0.5 if key.endswith("gamma") else 1.0 for key in scales}
-    if slab is None:
-        first, second = (
-            [_power_moment(d, k * powers[key]) for key, d in scales.items()] for k in (1, 2)
-        )
-        return math.prod(first[1:], start=first[0]), math.prod(second[1:], start=second[0])
-    # log lambda = sum of powers times logs: normal again; the slab's bound is integrated numerically
-    loc = sum(powers[key] * d.loc for key, d in scales.items())
-    stddev = sum((powers[key] * d.scale).square() for key, d in scales.items()).sqrt()
+def _mixture_moments(unit: Distribution, scale: _RawMoments) -> Moments:
+    scale_variance = (scale.second - scale.first.square()).clamp_min(0)
+    return Moments(
+        unit.mean * scale.first,
+        unit.variance * scale.second + unit.mean.square() * scale_variance,
+    )
+
+
+def _scale_moments(scales: Mapping[str, Distribution], slab: Tensor | None) -> _RawMoments:
+    """Return the moments of the product of the scales.
+
+    The two sites of a decomposed half-Cauchy scale enter by their square roots.
+    """
+    powers = {name: 0.5 if name.endswith("gamma") else 1.0 for name in scales}
+    if slab is not None:
+        return _bounded_scale_moments(scales, powers, slab)
+    firsts, seconds = [], []
+    for name, distribution in scales.items():
+        firsts.append(_power_moment(distribution, powers[name]))
+        seconds.append(_power_moment(distribution, 2 * powers[name]))
+    return _RawMoments(reduce(torch.mul, firsts), reduce(torch.mul, seconds))
+
+
+def _bounded_scale_moments(
+    scales: Mapping[str, Distribution], powers: Mapping[str, float], slab: Tensor
+) -> _RawMoments:
+    """Return the moments of a product of log-normal scales that a slab bounds."""
+    # log lambda = sum of powers times logs is normal; the bound is integrated numerically
+    locs, variances = [], []
+    for name, distribution in scales.items():
+        if not isinstance(distribution, LogNormal):
+            raise TypeError(
+                f"moments: expected a log-normal distribution of the scale {name!r}, "
+                f"which a slab bounds; got {distribution}"
+            )
+        locs.append(powers[name] * distribution.loc)
+        variances.append((powers[name] * distribution.scale).square())
+    loc, stddev = reduce(torch.add, locs), reduce(torch.add, variances).sqrt()
     node, weight = normal_quadrature(loc)
     bounded = regularised((loc[..., None] + stddev[..., None] * node).exp(), slab)
-    return (bounded * weight).sum(-1), (bounded.square() * weight).sum(-1)
+    return _RawMoments((bounded * weight).sum(-1), (bounded.square() * weight).sum(-1))
 
 
-def _power_moment(distribution: Any, power: float) -> Tensor:
-    """Return E[z^power]: in closed form for log-normals, powers one and two for others."""
-    if isinstance(distribution, torch.distributions.LogNormal):
+def _power_moment(distribution: Distribution, power: float) -> Tensor:
+    """Return E[z^power]; powers other than one and two are known for log-normals only."""
+    if isinstance(distribution, LogNormal):
         return (power * distribution.loc + (power * distribution.scale).square() / 2).exp()
-    return distribution.mean if power == 1 else distribution.variance + distribution.mean.square()
+    if power == 1:
+        return distribution.mean
+    return distribution.variance + distribution.mean.square()

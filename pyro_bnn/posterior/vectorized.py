@@ -1,75 +1,107 @@
-"""Many draws at once, by ``vmap``: Gaussian sites that can be drawn under it, and a loop where it cannot go.
+"""Many draws at once with :func:`torch.vmap`, or one by one where a program cannot be vectorised.
 
-torch draws standard normal numbers by filling a tensor in place, which ``vmap`` refuses, for the tensor is none of its
-own. Inside :class:`VectorizedDraws` the sites of Gaussians, and of what is made of them, are drawn by ``torch.randn``.
+torch draws standard normal numbers by filling a tensor in place, which ``vmap`` refuses because it
+did not create the tensor. Under :func:`vectorized_draws`, Gaussian sites and transformations of
+them are drawn with ``torch.randn`` instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
-from torch.distributions import TransformedDistribution as Transformed
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 
-__all__ = ["VectorizedDraws", "for_each_draw"]
+from pyro_bnn.runtime.handlers import FixedSites
+from pyro_bnn.runtime.program import Site, shape_of
+
+__all__ = ["for_each_draw", "stack_draws", "vectorized_draws"]
+
+Gaussian = Normal | MultivariateNormal | LowRankMultivariateNormal
 
 
 def for_each_draw(
-    function: Callable[[dict[str, Tensor]], dict[str, Tensor]], draws: Mapping[str, Tensor]
+    function: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    draws: Mapping[str, Tensor],
+    chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return what the function makes of every draw, stacked along a first axis.
+    """Return the results of a function for every draw, stacked along a new first axis.
 
     Args:
-        function: of the sites of one draw; what cannot be vectorised is called draw by draw.
-        draws: of every site, (draw, ...).
+        function: takes the sites of one draw. A function that ``vmap`` cannot vectorise is called
+            once per draw.
+        draws: the draws of every site, (draw, ...).
+        chunk_size: the number of draws that are vectorised at once; all of them by default.
     """
     try:
-        return torch.vmap(function, randomness="different")(dict(draws))
+        return torch.vmap(function, randomness="different", chunk_size=chunk_size)(dict(draws))
     except (RuntimeError, ValueError):
-        num = len(next(iter(draws.values())))
-        single = [
-            function({name: value[index] for name, value in draws.items()}) for index in range(num)
-        ]
-        return {name: torch.stack([one[name] for one in single]) for name in single[0]}
+        results = []
+        for index in range(len(next(iter(draws.values())))):
+            results.append(function({name: value[index] for name, value in draws.items()}))
+        return stack_draws(results)
 
 
-class VectorizedDraws(Messenger):
-    """Draw every latent site whose distribution is known; leave the others to themselves."""
+def stack_draws(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of each name, stacked along a new first axis."""
+    stacked = {}
+    for name in draws[0]:
+        stacked[name] = torch.stack([draw[name] for draw in draws])
+    return stacked
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or msg["done"]:
-            return
-        value = _draw(msg["fn"])
+
+def vectorized_draws() -> FixedSites:
+    """Return the context in which latent Gaussian sites are drawn as ``vmap`` can draw them.
+
+    Point masses and transformed Gaussians are drawn so too; every other site draws as usual.
+    """
+    return FixedSites({}, otherwise=_draw_site)
+
+
+def _draw_site(site: Site) -> Tensor | None:
+    return draw_gaussian(site["fn"])
+
+
+def draw_gaussian(distribution: Distribution) -> Tensor | None:
+    """Return a draw from a Gaussian, a transformed Gaussian or a point mass; else ``None``."""
+    if isinstance(distribution, Independent | dist.Independent):
+        return draw_gaussian(distribution.base_dist)
+    if isinstance(distribution, dist.Delta):
+        point: Tensor = distribution.v
+        return point
+    if isinstance(distribution, TransformedDistribution):
+        value = draw_gaussian(distribution.base_dist)
         if value is not None:
-            msg["value"], msg["done"] = value, True
-
-
-def _draw(q: Any) -> Tensor | None:
-    if isinstance(q, Independent | dist.Independent):
-        return _draw(q.base_dist)
-    if isinstance(q, dist.Delta):
-        return q.v
-    if isinstance(q, Transformed):
-        value = _draw(q.base_dist)
-        for transform in q.transforms if value is not None else ():
-            value = transform(value)
+            for transform in distribution.transforms:
+                value = transform(value)
         return value
-    if getattr(type(q), "rsample", None) not in _STANDARD:  # a relative that draws in its own way
-        return None
-    own = {"dtype": q.loc.dtype, "device": q.loc.device}
-    noise = torch.randn(q.shape(), **own)
-    if isinstance(q, Normal):
-        return q.loc + q.scale * noise
-    if isinstance(q, MultivariateNormal):
-        return q.loc + (q._unbroadcasted_scale_tril @ noise[..., None]).squeeze(-1)
-    factor = q._unbroadcasted_cov_factor
-    few = torch.randn(*q.batch_shape, factor.shape[-1], 1, **own)
-    return q.loc + (factor @ few).squeeze(-1) + q._unbroadcasted_cov_diag.sqrt() * noise
+    for family in (Normal, MultivariateNormal, LowRankMultivariateNormal):
+        # a subclass that draws in its own way has another rsample
+        if isinstance(distribution, family) and type(distribution).rsample is family.rsample:
+            return _shift_and_scale_noise(distribution)
+    return None
 
 
-_STANDARD = {kind.rsample for kind in (Normal, MultivariateNormal, LowRankMultivariateNormal)}
+def _shift_and_scale_noise(gaussian: Gaussian) -> Tensor:
+    loc = gaussian.loc
+    noise = torch.randn(shape_of(gaussian), dtype=loc.dtype, device=loc.device)
+    if isinstance(gaussian, Normal):
+        return loc + gaussian.scale * noise
+    if isinstance(gaussian, MultivariateNormal):
+        return loc + (gaussian._unbroadcasted_scale_tril @ noise[..., None]).squeeze(-1)
+    # w = loc + F a + sqrt(d) b with standard normal a (rank,) and b (size,)
+    factor = gaussian._unbroadcasted_cov_factor
+    few = torch.randn(
+        *gaussian.batch_shape, factor.shape[-1], 1, dtype=loc.dtype, device=loc.device
+    )
+    spread = gaussian._unbroadcasted_cov_diag.sqrt() * noise
+    return loc + (factor @ few).squeeze(-1) + spread

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypedDict, cast
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 
-__all__ = ["Program", "Site", "is_subsample", "sample_sites"]
+__all__ = ["Program", "Site", "is_subsample", "sample_sites", "shape_of"]
 
 
 class Program(Protocol):
@@ -38,6 +39,11 @@ class Site(TypedDict):
     mask: Any
     infer: dict[str, Any]
     cond_indep_stack: tuple[CondIndepStackFrame, ...]
+
+
+def shape_of(distribution: torch.distributions.Distribution) -> torch.Size:
+    """Return the shape of a draw."""
+    return distribution.batch_shape + distribution.event_shape
 
 
 def is_subsample(site: Site) -> bool:

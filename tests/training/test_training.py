@@ -78,7 +78,7 @@ def state(result):
     ]
     return {
         name: value
-        for part in (*parts, posterior._statements.state_dict())
+        for part in (*parts, posterior.source.statements.state_dict())
         for name, value in part.items()
     }
 
@@ -346,7 +346,7 @@ def test_functions_with_parameters_learn():
     model = linear_regression(32, inputs=3, noise=0.3)
     result = quiet(model, guide, (x, y), epochs=200, batch_size=16, learning_rate=falling(200))
     mean, _ = exact(x, y, 0.3)
-    with result.posterior._statements.capture():
+    with result.posterior.source.statements.capture():
         assert torch.allclose(pyro.param("loc").detach().double(), mean[:3], atol=0.01)
     assert not list(pyro.get_param_store().keys())
     assert result.posterior.predict(x, draws=5).mean.shape == (32,)
