@@ -1,14 +1,15 @@
 """Likelihoods: how the outputs of a network become a distribution over the data.
 
-A likelihood is called with the network's outputs and answers with a distribution over ``y``; any function of that kind
-will do, ``lambda outputs: dist.Poisson(outputs.exp().squeeze(-1))`` say. A likelihood that has unknowns of its own
-draws them in ``sites()``, once for the whole data set, and is then handed what was drawn.
+A likelihood is called with the outputs of the network and returns a distribution over ``y``. Any
+such function will do, for example ``lambda outputs: dist.Poisson(outputs.exp().squeeze(-1))``. A
+likelihood with unknowns of its own draws them in ``sites()``, once for the whole data set, and
+receives their values as keyword arguments.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyro.distributions as dist
 import torch
@@ -36,15 +37,10 @@ class LikelihoodWithSites(Protocol):
         """Return the distribution over ``y``, given the outputs and the unknowns."""
 
 
-def _drop_last(outputs: Tensor) -> Tensor:
-    """A network with one output returns (batch, 1); the data are (batch,)."""
-    return outputs.squeeze(-1) if outputs.dim() > 1 and outputs.shape[-1] == 1 else outputs
-
-
 class Categorical(nn.Module):
-    r"""Classes, :math:`p(y \mid x, w) = \mathrm{softmax}(f_w(x))_y`.
+    r"""Class labels, :math:`p(y \mid x, w) = \mathrm{softmax}(f_w(x))_y`.
 
-    Outputs (batch, classes), data (batch,) of integer labels.
+    Outputs have shape (batch, classes), data (batch,) with integer labels.
     """
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -53,32 +49,36 @@ class Categorical(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    r"""Yes or no, :math:`p(y = 1 \mid x, w) = \sigma(f_w(x))`.
+    r"""Binary data, :math:`p(y = 1 \mid x, w) = \sigma(f_w(x))`.
 
-    Outputs (batch,) or (batch, 1) with data (batch,), or outputs and data (batch, labels). The data are 0 and 1, of a
-    float dtype.
+    Outputs have shape (batch,) or (batch, 1) for data of shape (batch,), or outputs and data have
+    shape (batch, labels). The data are 0 and 1 of a floating-point dtype.
     """
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return the Bernoulli distribution with the outputs as logits, batch shape (batch,)."""
-        logits = _drop_last(outputs)
-        return dist.Bernoulli(logits=logits).to_event(logits.dim() - 1)
+        logits = _drop_last_axis(outputs)
+        return _per_example(dist.Bernoulli(logits=logits))
 
 
 class Gaussian(nn.Module):
-    r"""Real data with noise, :math:`p(y \mid x, w) = \mathcal{N}(y; f_w(x), \sigma^2)`.
+    r"""Real numbers with Gaussian noise, :math:`p(y \mid x, w) = \mathcal{N}(y; f_w(x), \sigma^2)`.
 
-    Outputs (batch,) or (batch, 1) with data (batch,), or outputs and data (batch, dimensions).
+    Outputs have shape (batch,) or (batch, 1) for data of shape (batch,), or outputs and data have
+    shape (batch, dimensions).
 
     Args:
-        scale: the standard deviation :math:`\sigma`. A positive number: known. ``None``: a free parameter, learned by
-            maximum likelihood. A distribution over positive numbers: inferred, at the site ``"noise"``.
+        scale: The standard deviation :math:`\sigma` of the noise, in the units of the data. A
+            positive number is known. ``None`` makes it a free parameter, learned by maximum
+            likelihood. A distribution over positive numbers is its prior; then it is inferred, at
+            the site ``"noise"``.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: If a number is not positive.
 
-    >>> Gaussian(0.3)(torch.zeros(5, 1)).batch_shape
-    torch.Size([5])
+    Example:
+        >>> Gaussian(0.3)(torch.zeros(5, 1)).batch_shape
+        torch.Size([5])
     """
 
     def __init__(self, scale: float | dist.TorchDistribution | None = None) -> None:
@@ -92,18 +92,36 @@ class Gaussian(nn.Module):
             self.register_buffer("scale", torch.tensor(float(scale)))
         else:
             raise ValueError(
-                f"Gaussian: expected a noise scale above zero, got {scale}; leave it out to have it learned"
+                f"Gaussian: expected a noise scale above zero, got {scale}; "
+                "leave it out to learn it from the data"
             )
 
     def sites(self) -> dict[str, Tensor]:
-        """Draw the noise scale where it is inferred; called once, outside the plate over the data."""
-        return {} if self.prior is None else {"noise": self.prior("noise", torch.Size())}
+        """Draw the noise scale if it has a prior; called once, outside the plate over the data."""
+        if self.prior is None:
+            return {}
+        return {"noise": self.prior("noise", torch.Size())}
 
     def forward(self, outputs: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:
         """Return the normal distribution around the outputs, batch shape (batch,)."""
-        mean = _drop_last(outputs)
-        scale = self._own_scale() if noise is None else noise
-        return dist.Normal(mean, scale).to_event(mean.dim() - 1)
+        mean = _drop_last_axis(outputs)
+        scale = self._known_or_learned_scale() if noise is None else noise
+        return _per_example(dist.Normal(mean, scale))
 
-    def _own_scale(self) -> Any:
-        return self.scale if hasattr(self, "scale") else self.log_scale.exp()
+    def _known_or_learned_scale(self) -> Tensor:
+        if "scale" in self._buffers:
+            return self.get_buffer("scale")
+        return self.log_scale.exp()
+
+
+def _drop_last_axis(outputs: Tensor) -> Tensor:
+    """Return outputs of shape (batch, 1), those of a network with one output, as (batch,)."""
+    if outputs.dim() > 1 and outputs.shape[-1] == 1:
+        return outputs.squeeze(-1)
+    return outputs
+
+
+def _per_example(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Make everything but the first axis one event."""
+    event: dist.TorchDistribution = distribution.to_event(len(distribution.batch_shape) - 1)
+    return event

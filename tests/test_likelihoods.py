@@ -56,7 +56,7 @@ def test_gaussian_with_several_outputs_sums_over_them(shape):
     assert torch.allclose(q.log_prob(y), torch.as_tensor(expected, dtype=torch.float32), rtol=1e-4)
 
 
-def test_a_learned_noise_finds_the_residuals():
+def test_the_learned_noise_is_the_standard_deviation_of_the_residuals():
     likelihood = likelihoods.Gaussian()
     residual = 0.2 * torch.randn(500)
     optimizer = torch.optim.LBFGS(likelihood.parameters(), line_search_fn="strong_wolfe")
@@ -104,7 +104,7 @@ def test_any_function_of_the_outputs_is_a_likelihood():
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
-def test_a_scale_that_is_not_positive_is_refused(scale):
+def test_a_noise_scale_must_be_positive(scale):
     with pytest.raises(ValueError, match="noise scale above zero"):
         likelihoods.Gaussian(scale)
 

@@ -103,7 +103,8 @@ class BernoulliDropout(TorchDistribution):
 
     With probability :math:`1 - r` a group has its learned value :math:`\theta_g`. Draws are not
     rescaled by 1/(1 - r): the mean is :math:`(1 - r)\theta`. They are reparameterized: gradients
-    flow to ``loc``, not to ``rate``. The whole weight is one event, with batch shape ``()`` and event shape ``loc.shape``.
+    flow to ``loc``, not to ``rate``. The whole weight is one event, with batch shape ``()`` and
+    event shape ``loc.shape``.
 
     The divergence from ``Independent(Normal(m, s))`` is that of a mixture of Gaussians of width
     :math:`\epsilon` around the two points as :math:`\epsilon \to 0`, less the diverging constant

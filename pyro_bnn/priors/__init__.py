@@ -1,15 +1,17 @@
-"""Priors over the weights of a network, each a small Pyro program.
+r"""Priors over the weights of a network, each a small Pyro program.
 
-A prior is called as ``prior(name, shape, group_dim)``; it draws its sites with :func:`pyro.sample` and returns the
-weight. Any function of that signature is a prior. ``group_dim`` is the axis whose indices a group prior keeps or drops
-together: the input units of a dense layer, the output channels of a convolution, ``None`` where there is no such axis
-(then every weight is a group of its own).
+A prior is called as ``prior(name, shape, group_dim)``. It draws its sites with :func:`pyro.sample`
+and returns the weight. Any function of that signature is a prior; see :class:`Prior`. ``group_dim``
+is the axis whose indices a group prior keeps or drops together: the input units of a dense layer or
+the output channels of a convolution. Where there is no such axis it is ``None``, and every weight
+is a group of its own.
 
-Scale mixtures are written non-centred, :math:`w = \\tilde w\\, z\\, s`, with the sites ``NAME.unit``
-(:math:`\\tilde w`, standard normal), ``NAME.scale`` (:math:`z`, one per group) and ``NAME.global_scale`` (:math:`s`),
-the product being reported as ``NAME``. A posterior that factorises over these sites is
-:math:`q(z)\\,q(w \\mid z) = q(z)\\,\\mathcal{N}(w; z\\mu, z^2\\sigma^2)`, that of Louizos, Ullrich & Welling (2017),
-https://arxiv.org/abs/1705.08665.
+Scale mixtures are written non-centered, :math:`w = \tilde w\, z\, s`. Their sites are ``NAME.unit``
+(:math:`\tilde w`, standard normal), ``NAME.scale`` (:math:`z`, one per group) and
+``NAME.global_scale`` (:math:`s`); the product is reported as ``NAME``. A posterior that factorizes
+over these sites is
+:math:`q(z)\,q(w \mid z) = q(z)\,\mathcal{N}(w; z\mu, z^2\sigma^2)`, that of Louizos, Ullrich &
+Welling (2017), https://arxiv.org/abs/1705.08665.
 """
 
 from .elementwise import AutomaticRelevance as AutomaticRelevance

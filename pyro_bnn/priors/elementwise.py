@@ -1,4 +1,4 @@
-"""Priors of independent weights: a distribution for each, known, fitted to the data, or improper."""
+"""Priors of independent weights: of a known distribution, fitted to the data, or improper."""
 
 from __future__ import annotations
 
@@ -26,66 +26,73 @@ __all__ = [
 
 
 class Elementwise(nn.Module):
-    r"""Any distribution over one weight, independently for all, :math:`p(w) = \prod_i p(w_i)`.
+    r"""Independent weights of any distribution, :math:`p(w) = \prod_i p(w_i)`.
 
     Args:
-        distribution: over real numbers, of event shape (); its parameters broadcast against the weight.
+        distribution: A distribution over one real number (event shape ``()``). Its parameters
+            broadcast against the weight.
 
     Raises:
-        TypeError: what is given is no distribution over single numbers.
+        TypeError: If ``distribution`` is not a distribution over single numbers, or cannot be
+            rebuilt from its parameters.
 
-    >>> prior = Elementwise(dist.StudentT(3.0, 0.0, 0.1))
-    >>> prior("w", torch.Size([2, 3]), 1).shape
-    torch.Size([2, 3])
+    Example:
+        >>> prior = Elementwise(dist.StudentT(3.0, 0.0, 0.1))
+        >>> prior("w", torch.Size([2, 3]), 1).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, distribution: torch.distributions.Distribution) -> None:
         super().__init__()
-        if (
-            not isinstance(distribution, torch.distributions.Distribution)
-            or distribution.event_shape
-        ):
+        is_distribution = isinstance(distribution, torch.distributions.Distribution)
+        if not is_distribution or distribution.event_shape:
             raise TypeError(
-                f"Elementwise: expected a distribution over single weights (event shape ()), got {distribution}"
+                "Elementwise: expected a distribution over single weights (event shape ()), "
+                f"got {distribution}"
             )
         self.distribution = _as_pyro(distribution)
+        # as buffers the parameters follow the network to its device and dtype
         for key, value in _parameters(self.distribution).items():
-            self.register_buffer(
-                key, torch.as_tensor(value)
-            )  # they follow the network to its device and dtype
+            self.register_buffer(key, torch.as_tensor(value))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``."""
-        parameters = _parameters(self.distribution)
-        if not parameters:
+        """Draw the weight at the site ``name``."""
+        keys = _parameters(self.distribution).keys()
+        if not keys:
             return sample(name, self.distribution, shape)
-        buffers = {key: getattr(self, key) for key in parameters}
+        buffers = {key: getattr(self, key) for key in keys}
         return sample(name, type(self.distribution)(**buffers, validate_args=False), shape)
 
 
 def _as_pyro(distribution: torch.distributions.Distribution) -> dist.TorchDistribution:
-    """Return Pyro's distribution of the same name and parameters for a plain one of torch."""
+    """Return Pyro's version of a distribution of torch: that of the same name and parameters."""
     if isinstance(distribution, dist.torch_distribution.TorchDistributionMixin):
         return distribution
-    kind = getattr(dist, type(distribution).__name__, None)
+    pyro_class = getattr(dist, type(distribution).__name__, None)
     parameters = _parameters(distribution)
-    if kind is None or not parameters:
+    if pyro_class is None or not parameters:
         raise TypeError(
-            f"Elementwise: expected a distribution of Pyro, or one of torch that its parameters describe, got "
-            f"{distribution}; take the class of that name from pyro.distributions"
+            "Elementwise: expected a distribution of Pyro, or one of torch that is described by "
+            f"its parameters, got {distribution}; take the class of that name from "
+            "pyro.distributions"
         )
-    return kind(**parameters)
+    converted: dist.TorchDistribution = pyro_class(**parameters)
+    return converted
 
 
 def _parameters(distribution: torch.distributions.Distribution) -> dict[str, Tensor]:
-    """Return the constructor's arguments; of two parameterisations (probs and logits) the one that was given."""
-    kind, own = type(distribution), distribution.__dict__
-    given = [
-        key
-        for key in distribution.arg_constraints
-        if key in own or type(inspect.getattr_static(kind, key, None)) is property
-    ]
-    return {key: getattr(distribution, key) for key in given}
+    """Return the parameters that a distribution was made with.
+
+    Of two parameterizations (probs and logits) these are the ones that the caller chose: they are
+    in the instance's dictionary. The others are computed lazily, on access.
+    """
+    parameters = {}
+    for key in distribution.arg_constraints:
+        is_stored = key in distribution.__dict__
+        is_property = type(inspect.getattr_static(type(distribution), key, None)) is property
+        if is_stored or is_property:
+            parameters[key] = getattr(distribution, key)
+    return parameters
 
 
 class Normal(nn.Module):
@@ -93,10 +100,11 @@ class Normal(nn.Module):
 
     Args:
         scale: :math:`\sigma`, a number or a tensor that broadcasts to the weight.
-        loc: :math:`\mu`, likewise. A posterior becomes the next task's prior this way.
+        loc: :math:`\mu`, likewise. Tensors of means and scales turn the posterior of one task
+            into the prior of the next.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: If a scale is not positive.
     """
 
     loc: Tensor
@@ -108,21 +116,21 @@ class Normal(nn.Module):
         self.register_buffer("loc", torch.as_tensor(loc, dtype=self.scale.dtype))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``."""
+        """Draw the weight at the site ``name``."""
         return sample(name, dist.Normal(self.loc, self.scale, validate_args=False), shape)
 
 
 class LearnedNormal(nn.Module):
-    r"""Gaussian weights whose scale is fitted to the data, :math:`p(w) = \mathcal{N}(w; 0, \sigma^2)` with
-    :math:`\sigma` maximising the ELBO.
+    r"""Gaussian weights of a scale fitted to the data, :math:`p(w) = \mathcal{N}(w; 0, \sigma^2)`.
 
-    Empirical Bayes: every weight tensor has a :math:`\sigma` of its own, an ordinary parameter of the model.
+    This is empirical Bayes: :math:`\sigma` maximizes the ELBO. Every weight tensor has its own
+    :math:`\sigma`, an ordinary parameter of the model.
 
     Args:
-        scale: the starting point of :math:`\sigma`.
+        scale: The initial :math:`\sigma`.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: If ``scale`` is not positive.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -130,7 +138,7 @@ class LearnedNormal(nn.Module):
         self.log_scale = nn.Parameter(positive("LearnedNormal", "scale", scale).log())
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``."""
+        """Draw the weight at the site ``name``."""
         return sample(name, dist.Normal(0.0, self.log_scale.exp(), validate_args=False), shape)
 
 
@@ -141,13 +149,14 @@ class GaussianMixture(nn.Module):
 
     Args:
         scales: :math:`\sigma_k`.
-        probs: :math:`\pi_k`, equal by default; normalised here.
-        locs: :math:`\mu_k`, zero by default.
+        probs: :math:`\pi_k` up to a common factor; equal by default.
+        locs: :math:`\mu_k`; zero by default.
 
     Raises:
-        ValueError: scales or probabilities that are not positive, or of different lengths.
+        ValueError: If a scale or a probability is not positive, or the lengths differ.
 
-    Source: Blundell et al. (2015), equation 7, https://arxiv.org/abs/1505.05424.
+    References:
+        Blundell et al. (2015), equation 7, https://arxiv.org/abs/1505.05424.
     """
 
     scales: Tensor
@@ -161,23 +170,22 @@ class GaussianMixture(nn.Module):
         locs: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        probs, locs = probs or [1.0] * len(scales), locs or [0.0] * len(scales)
-        if not len(scales) == len(probs) == len(locs) or not len(scales):
+        probs = probs or [1.0] * len(scales)
+        locs = locs or [0.0] * len(scales)
+        if not scales or not len(scales) == len(probs) == len(locs):
             raise ValueError(
-                f"GaussianMixture: got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs; "
-                "expected one or more, of each as many"
+                "GaussianMixture: expected scales, probs and locs of the same length, at least 1; "
+                f"got {len(scales)} scales, {len(probs)} probs and {len(locs)} locs"
             )
         dtype = torch.get_default_dtype()
-        self.register_buffer(
-            "scales", positive("GaussianMixture", "scales", torch.tensor(scales, dtype=dtype))
-        )
-        self.register_buffer(
-            "probs", positive("GaussianMixture", "probs", torch.tensor(probs, dtype=dtype))
-        )
+        scale_tensor = torch.tensor(scales, dtype=dtype)
+        prob_tensor = torch.tensor(probs, dtype=dtype)
+        self.register_buffer("scales", positive("GaussianMixture", "scales", scale_tensor))
+        self.register_buffer("probs", positive("GaussianMixture", "probs", prob_tensor))
         self.register_buffer("locs", torch.tensor(locs, dtype=dtype))
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``."""
+        """Draw the weight at the site ``name``."""
         mixture = Mixture(
             dist.Categorical(self.probs, validate_args=False),
             dist.Normal(self.locs, self.scales, validate_args=False),
@@ -187,7 +195,7 @@ class GaussianMixture(nn.Module):
 
 
 class Mixture(dist.MixtureSameFamily):
-    """A mixture that says outright that it lives on the real line; guides and samplers ask."""
+    """A mixture whose support is declared to be the real line, for guides and samplers."""
 
     support = constraints.real
 
@@ -195,13 +203,17 @@ class Mixture(dist.MixtureSameFamily):
 class LogUniform(nn.Module):
     r"""The scale-free prior of variational dropout, :math:`p(w) \propto 1/|w|`.
 
-    It is improper: it has a KL divergence to every Gaussian but no samples, so it serves variational inference alone.
+    The prior is improper. It has a KL divergence from every Gaussian but no draws, so it serves
+    variational inference alone.
 
     Args:
-        kl: the KL divergence as a function of :math:`\log\alpha`, :func:`~pyro_bnn.distributions.kl_log_uniform`
-            (exact, the default) or :func:`~pyro_bnn.distributions.kl_log_uniform_approximate` (as published).
+        kl: The KL divergence as a function of :math:`\log\alpha`:
+            :func:`~pyro_bnn.distributions.kl_log_uniform` (exact, the default) or
+            :func:`~pyro_bnn.distributions.kl_log_uniform_approximate` (as published).
 
-    Source: Kingma, Salimans & Welling (2015), section 3; Molchanov, Ashukha & Vetrov (2017), section 4.1.
+    References:
+        Kingma, Salimans & Welling (2015), section 3; Molchanov, Ashukha & Vetrov (2017),
+        section 4.1.
     """
 
     def __init__(self, kl: Callable[[Tensor], Tensor] = distributions.kl_log_uniform) -> None:
@@ -209,25 +221,34 @@ class LogUniform(nn.Module):
         self.kl = kl
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``; outside a guide's replay this raises ``ImproperPriorError``."""
+        """Draw the weight at the site ``name``; only the value of a guide can answer it.
+
+        Raises:
+            ImproperPriorError: If the site is not replayed.
+        """
         return sample(name, distributions.LogUniform(kl=self.kl), shape)
 
 
 class AutomaticRelevance(nn.Module):
-    r"""Gaussian weights that each have a precision of their own, fitted to the data,
-    :math:`p(w_i) = \mathcal{N}(w_i; 0, 1/\tau_i)` with :math:`\tau` maximising the ELBO.
+    r"""Gaussian weights with fitted precisions, :math:`p(w_i) = \mathcal{N}(w_i; 0, 1/\tau_i)`.
 
-    Empirical Bayes, as :class:`LearnedNormal`, but :math:`\tau` is gone from the start: for a Gaussian posterior the
-    best one is known, :math:`1/\tau_i = \theta_i^2 + \sigma_i^2`, which leaves the KL divergence
-    :math:`\tfrac12 \log(1 + 1/\alpha_i)`. It prunes as :class:`LogUniform` does, and is proper for every
-    :math:`\tau`: a weight of linear regression on orthogonal inputs is dropped where its maximum-likelihood value lies
-    within one standard error of zero. It serves variational inference alone, since there is no prior to draw from
+    This is empirical Bayes like :class:`LearnedNormal`, with a precision per weight or per group.
+    The precisions need no parameters: for a Gaussian posterior the best one is known,
+    :math:`1/\tau_i = \theta_i^2 + \sigma_i^2`, and the KL divergence becomes
+    :math:`\tfrac12 \log(1 + 1/\alpha_i)`.
+
+    The prior prunes like :class:`LogUniform` but is proper for every :math:`\tau`. In a linear
+    regression on orthogonal inputs it removes a weight whose maximum-likelihood value lies within
+    one standard error of zero. It serves variational inference alone, because there are no draws
     before there is a posterior.
 
     Args:
-        group: one precision per group (a unit with all its weights becomes irrelevant together) instead of per weight.
+        group: Use one precision per group, so that a unit with all its weights becomes irrelevant
+            as a whole, instead of one per weight.
 
-    Source: Tipping (2001); Kharitonov, Molchanov & Vetrov (2018), section 3, https://arxiv.org/abs/1811.00596.
+    References:
+        Tipping (2001); Kharitonov, Molchanov & Vetrov (2018), section 3,
+        https://arxiv.org/abs/1811.00596.
     """
 
     def __init__(self, group: bool = False) -> None:
@@ -235,6 +256,10 @@ class AutomaticRelevance(nn.Module):
         self.group = group
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
-        """Sample the weight at the site ``name``; outside a guide's replay this raises ``ImproperPriorError``."""
+        """Draw the weight at the site ``name``; only the value of a guide can answer it.
+
+        Raises:
+            ImproperPriorError: If the site is not replayed.
+        """
         groups = group_shape(shape, group_dim) if self.group else None
         return sample(name, distributions.AutomaticRelevance(groups=groups), shape)

@@ -45,38 +45,54 @@ PriorMapping = Mapping[str | type[nn.Module], Prior | None]
 """Priors by pattern of parameter names or by layer type; ``None`` for an ordinary parameter."""
 
 
-def positive(owner: str, argument: str, value: float | Tensor) -> Tensor:
-    """Return the value as a tensor, refusing what is not above zero."""
-    tensor = (
-        torch.as_tensor(value, dtype=torch.get_default_dtype())
-        if not isinstance(value, Tensor)
-        else value
-    )
+def positive(caller: str, argument: str, value: float | Tensor) -> Tensor:
+    """Return a value as a tensor of the default dtype; a tensor keeps its dtype.
+
+    Raises:
+        ValueError: If an element is not above zero.
+    """
+    tensor = value
+    if not isinstance(tensor, Tensor):
+        tensor = torch.as_tensor(tensor, dtype=torch.get_default_dtype())
     if not tensor.is_meta and not bool((tensor > 0).all()):
-        raise ValueError(f"{owner}: expected {argument} above zero, got {value}")
+        raise ValueError(f"{caller}: expected {argument} above zero, got {value}")
     return tensor
 
 
 def sample(name: str, distribution: dist.TorchDistribution, shape: Sequence[int]) -> Tensor:
-    """Sample one tensor of independent elements as one event."""
-    return pyro.sample(name, distribution.expand(torch.Size(shape)).to_event(len(shape)))
+    """Draw one tensor of independent elements, as one event."""
+    return pyro.sample(name, _independent(distribution, shape))
 
 
 def sample_from(
     name: str, distribution: dist.TorchDistribution, shape: Sequence[int], initial: Tensor
 ) -> Tensor:
-    """Sample a tensor of independent elements and tell guides where to start."""
-    fn = distribution.expand(torch.Size(shape)).to_event(len(shape))
+    """Draw as :func:`sample` does, with a hint to guides where to start."""
     hint: Any = {"initial": initial.expand(torch.Size(shape))}
-    return pyro.sample(name, fn, infer=hint)
+    return pyro.sample(name, _independent(distribution, shape), infer=hint)
+
+
+def _independent(
+    distribution: dist.TorchDistribution, shape: Sequence[int]
+) -> dist.TorchDistribution:
+    event: dist.TorchDistribution = distribution.expand(torch.Size(shape)).to_event(len(shape))
+    return event
 
 
 def standard_normal(name: str, shape: torch.Size, like: Tensor) -> Tensor:
-    """Sample the standard normal site ``NAME.unit`` on the device and in the dtype of ``like``."""
+    """Draw the standard normal site ``NAME.unit`` on the device and in the dtype of ``like``."""
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
     return sample(f"{name}.unit", dist.Normal(zero, zero + 1, validate_args=False), shape)
 
 
 def group_shape(shape: Sequence[int], group_dim: int | None) -> list[int]:
-    """Return the shape of one scale per group: the weight's own with every axis but ``group_dim`` of size one."""
-    return [size if group_dim in (None, axis) else 1 for axis, size in enumerate(shape)]
+    """Return the shape of one scale per group.
+
+    It is the shape of the weight with size one on every axis but ``group_dim``; without
+    ``group_dim`` every weight is a group of its own.
+    """
+    if group_dim is None:
+        return list(shape)
+    groups = [1] * len(shape)
+    groups[group_dim] = shape[group_dim]
+    return groups
