@@ -70,6 +70,7 @@ def _evaluate_run(
     """Print how the posterior of a run does."""
     from pyro_bnn import runs
     from pyro_bnn.datasets import not_mnist
+    from pyro_bnn.metrics import out_of_distribution
     from pyro_bnn.posterior import Posterior
     from pyro_bnn.runs import evaluation as metrics
     from pyro_bnn.runs import registry
@@ -86,11 +87,8 @@ def _evaluate_run(
     typer.echo(str(evaluation))
     if ood is not None:
         letters = not_mnist(folder, like=data)[0]
-        found = metrics.out_of_distribution(
-            evaluation.prediction, posterior.predict(letters, draws)
-        )
+        found = out_of_distribution(evaluation.prediction, posterior.predict(letters, draws))
         for key in ("total", "epistemic"):
-            means = (
-                f"{found[f'{key}_test']:.4f} on {data.name}, {found[f'{key}_ood']:.4f} on notMNIST"
-            )
-            typer.echo(f"{key} uncertainty in nats: {means}; AUROC {found[f'{key}_auroc']:.4f}")
+            row = found[key]
+            means = f"{row.test_mean:.4f} on {data.name}, {row.other_mean:.4f} on notMNIST"
+            typer.echo(f"{key} uncertainty in nats: {means}; AUROC {row.auroc:.4f}")

@@ -1,9 +1,14 @@
-"""How good a posterior is: against another inference (:func:`compare`), in ArviZ (:func:`to_arviz`), against the data
-(:mod:`.calibration`), and against the prior that it came from (:func:`simulate`).
+"""The quality of a posterior.
+
+It is judged against another inference (:func:`compare`), with the tools of ArviZ
+(:func:`to_arviz`), against the data (:func:`expected_calibration_error`,
+:func:`interval_coverage`), and against the prior from which data were simulated
+(:func:`simulate`).
 """
 
-from .calibration import expected_calibration_error as expected_calibration_error
-from .calibration import interval_coverage as interval_coverage
+from pyro_bnn.metrics import expected_calibration_error as expected_calibration_error
+from pyro_bnn.metrics import interval_coverage as interval_coverage
+
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .inference_data import save_netcdf as save_netcdf

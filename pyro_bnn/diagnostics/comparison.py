@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_bnn.metrics import expected_calibration_error, interval_coverage
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.posterior.prediction import Prediction, summarize
 
 from . import arviz_versions, distances, importance
-from .calibration import expected_calibration_error, interval_coverage
 from .densities import log_densities, variational_draws
 from .inference_data import require_same_data
 from .same_model import require_same_model

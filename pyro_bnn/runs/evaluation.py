@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_bnn import compression
 from pyro_bnn.datasets import Dataset
-from pyro_bnn.metrics import error_of, interval_coverage_of
+from pyro_bnn.metrics import classification_error, error_of, interval_coverage
 from pyro_bnn.posterior import Posterior, Prediction
 
 __all__ = ["Evaluation", "FileEvaluation", "evaluate", "evaluate_file"]
@@ -102,8 +102,8 @@ def _pruned(posterior: Posterior) -> tuple[compression.Pruned | None, str]:
 
 
 def _classification(scores: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
-    accuracy = float((scores.argmax(-1) == data.y_test).double().mean())
-    return {"accuracy": accuracy, "error": 1 - accuracy, "nll": -float(log_prob.double().mean())}
+    error = classification_error(scores, data.y_test)
+    return {"accuracy": 1 - error, "error": error, "nll": -float(log_prob.double().mean())}
 
 
 def _regression(mean: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
@@ -122,7 +122,7 @@ def _uncertainty(prediction: Prediction, data: Dataset) -> dict[str, Any]:
         return {
             **deviations,
             "coverage": {
-                f"{level:.0%}": interval_coverage_of(prediction, data.y_test, level)
+                f"{level:.0%}": interval_coverage(prediction, data.y_test, level)
                 for level in (0.5, 0.9)
             },
         }

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from pyro_bnn import BayesianNet, Posterior, compare, fit, likelihoods, priors
-from pyro_bnn.diagnostics import expected_calibration_error, interval_coverage
+from pyro_bnn.diagnostics import expected_calibration_error
 from pyro_bnn.diagnostics.distances import (
     agreement,
     total_variation,
@@ -107,44 +107,6 @@ def test_total_variation_of_known_distributions():
         {"mean": torch.zeros(1, 2), "stddev": torch.full((1, 2), scale)} for scale in (1.0, 2.0)
     ]
     assert torch.allclose(total_variation_of_mixtures(*parts), expected.double(), atol=1e-3)
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
-
-
-def test_calibration_error_by_hand():
-    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
-    y = torch.tensor([0, 1, 1, 1])
-    # bins of two: {0.55 right, 0.6 wrong} and {0.8 right, 0.9 right}
-    assert expected_calibration_error(probs, y, bins=2) == pytest.approx(
-        (abs(1.15 - 1) + abs(1.7 - 2)) / 4
-    )
-    assert expected_calibration_error(probs[:, 1], y, bins=2) == pytest.approx(
-        (abs(1.15 - 1) + abs(1.7 - 2)) / 4
-    )
-    for bad in ((probs[:2], y, 2), (probs[:0], y[:0], 2), (probs, y, 0)):
-        with pytest.raises(ValueError, match="at least one bin"):
-            expected_calibration_error(*bad)
-
-
-def test_calibration_error_of_calibrated_and_of_boastful_probabilities():
-    """10,000 labels drawn from the probabilities, 20 bins: sqrt(20 / 10000) / 2 = 0.02 bounds the noise's mean."""
-    probs = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
-    y = torch.bernoulli(probs, generator=torch.Generator().manual_seed(1))
-    assert expected_calibration_error(probs, y) < 0.03
-    sure = torch.where(probs > 0.5, 0.99, 0.01)
-    assert expected_calibration_error(sure, y) == pytest.approx(0.99 - 0.75, abs=0.03)
-
-
-def test_coverage_is_that_of_the_normal():
-    """The exact predictive holds the 90% central interval; data at its ends are held, data beyond are not."""
-    prediction = exact().predict(AT, draws=2000)
-    mean, covariance = conjugate()
-    design = torch.cat([AT, torch.ones_like(AT)], 1)
-    spread = (((design @ covariance) * design).sum(1) + NOISE**2).sqrt()
-    for sign in (-1, 1):
-        assert interval_coverage(prediction, design @ mean + sign * 1.6449 * 0.97 * spread) == 1.0
-        assert interval_coverage(prediction, design @ mean + sign * 1.6449 * 1.03 * spread) == 0.0
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyro_bnn.metrics import classification_error
 from pyro_bnn.posterior import Posterior
 
 from .graph import UnsupportedLayerError
@@ -211,6 +212,6 @@ class _Search:
     def _error(self, net: nn.Module) -> float:
         outputs = torch.cat([net(part) for part in self.x.split(1000)])
         if not self.y.is_floating_point():
-            return float((outputs.argmax(-1) != self.y).double().mean())
+            return classification_error(outputs, self.y)
         mean = self.posterior.model.likelihood(outputs).mean
         return float((mean - self.y).double().square().mean().sqrt())
