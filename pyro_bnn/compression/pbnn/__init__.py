@@ -1,1 +1,1 @@
-"""The ``.pbnn`` file: one arithmetic coder for graph, positions, values and biases."""
+"""The ``.pbnn`` file format: one arithmetic coder for a whole network; see ``FORMAT.md``."""

@@ -1,163 +1,251 @@
-r"""Probabilities of decisions, learned while they are coded: several contexts predict, and a small logistic regression
-mixes what they say.
+r"""Adaptive probabilities: several contexts predict each bit, and logistic regression mixes them.
 
-A context keeps the frequency of ones it has seen. With :math:`s(p) = \log(p / (1 - p))`, the contexts' frequencies
-:math:`p_0, p_1, \ldots` (:math:`p_0` of the plainest) make the prediction
+A context estimates the frequency of ones among the bits it has seen. With
+:math:`s(p) = \log(p / (1 - p))` and the estimates :math:`p_0, p_1, \ldots`, of which :math:`p_0`
+belongs to the most general context, the prediction is
 
-.. math:: p = s^{-1}\Big(v_0 s(p_0) + \sum_{i > 0} v_i (s(p_i) - s(p_0))\Big),
+.. math:: p = s^{-1}\Big(v_0\, s(p_0) + \sum_{i > 0} v_i \big(s(p_i) - s(p_0)\big)\Big).
 
-and after each decision b the weights take a step along the gradient of the code length,
-:math:`v_i \mathrel{+}= \eta (b - p) x_i`. A context met for the first time starts at :math:`p_0`, with the weight of
-``trust`` observations. All numbers are integers: encoder and decoder agree on every machine.
+After each bit b, every estimate moves towards b, and the weights take a step along the gradient
+of the code length, :math:`v_i \mathrel{+}= \eta\,(b - p)\,x_i`, with :math:`x_i` the factor of
+:math:`v_i` above. A context that is met for the first time starts at :math:`p_0`, which counts as
+``trust`` observations. All numbers are integers, so encoder and decoder agree on every machine.
 
 Source: Mahoney (2005), "Adaptive weighing of context models for lossless data compression".
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from operator import mul
 
 from .range_coder import Coder, FormatError
 
-__all__ = ["Mixer", "Numbers"]
+__all__ = ["Mixer", "Numbers", "squash_table", "stretch_table"]
 
-_P = 22  # bits of a frequency
-_NATS = 256  # of a stretched probability: one nat
-_HALF, _LEAST = 1 << _P - 1, 1 << _P - 12
-_ONE = 1 << 16  # of a weight
+_FREQUENCY_BITS = 22
+_ONE_NAT = 256  # units of a stretched probability per nat
+_LIMIT = 8 * _ONE_NAT  # stretched probabilities lie between -_LIMIT and _LIMIT - 1
+_HALF = 1 << (_FREQUENCY_BITS - 1)
+_LEAST = 1 << (_FREQUENCY_BITS - 12)  # estimates move towards this or its complement
+_MOST = (1 << _FREQUENCY_BITS) - _LEAST
+_TABLE_SHIFT = _FREQUENCY_BITS - 12  # the stretch table has 2^12 entries
+_WEIGHT_ONE = 1 << 16
+_MOST_DIGITS = 72
 
 
 @cache
 def squash_table() -> list[int]:
-    r"""Return :math:`2^{16} / (1 + e^{-x / 256})` for x from -2048 to 2047, in integers alone.
+    r"""Return :math:`2^{16} / (1 + e^{-x / 256})` for x from -2048 to 2047.
 
-    Rounded down, and kept between 16 and 65520.
+    Entries are rounded down and clipped to 16 ... 65520. They are computed with integers alone.
     """
     one = 1 << 96
     step, term, k = one, one, 0
     while term:  # e^(1/256) = sum 256^-k / k!
         k += 1
-        term //= _NATS * k
+        term //= _ONE_NAT * k
         step += term
-    powers = [one]  # e^(x / 256)
-    for _ in range(8 * _NATS):
+    powers = [one]  # e^(x/256) for x = 0, 1, ...
+    for _ in range(_LIMIT):
         powers.append(powers[-1] * step >> 96)
-    negative = [(one << 16) // (one + powers[-x]) for x in range(-8 * _NATS, 0)]
-    positive = [(powers[x] << 16) // (one + powers[x]) for x in range(8 * _NATS)]
-    return [min(max(p, 16), (1 << 16) - 16) for p in negative + positive]
+    table = []
+    for x in range(-_LIMIT, 0):
+        table.append((one << 16) // (one + powers[-x]))
+    for x in range(_LIMIT):
+        table.append((powers[x] << 16) // (one + powers[x]))
+    return [min(max(p, 16), 65520) for p in table]
 
 
 @cache
 def stretch_table() -> list[int]:
-    """Return for probabilities (p + 1/2) / 4096 the least x whose squashed value is not below it."""
-    table, squash, x = [], squash_table(), 0
-    for p in range(4096):
-        while x < len(squash) - 1 and squash[x] < 16 * p + 8:
-            x += 1
-        table.append(x - 8 * _NATS)
+    """Return the inverse of :func:`squash_table` at the probabilities (k + 1/2) / 4096.
+
+    Entry k is the least x whose squashed value is at least 16 k + 8, or 2047 if there is none.
+    """
+    squash = squash_table()
+    table = []
+    position = 0
+    for k in range(4096):
+        while position < len(squash) - 1 and squash[position] < 16 * k + 8:
+            position += 1
+        table.append(position - _LIMIT)
     return table
 
 
+@dataclass(slots=True)
+class _Estimate:
+    """Frequency of ones in a context.
+
+    Attributes:
+        frequency: In units of :math:`2^{-22}`.
+        count: Number of observations, with those that its first value counts for.
+    """
+
+    frequency: int
+    count: int
+
+
 class Mixer:
-    """Codes decisions, each under several contexts.
+    r"""Code bits, each under several contexts.
 
     Args:
-        weight: of every context but the first, at the start, in units of 1/65536; the first has 65536.
-        rate: of learning, in units of :math:`2^{-12}`.
-        trust: how many observations the first guess of a context counts for.
-        limit: on the number of observations that a context remembers.
+        weight: Initial weight of every context but the first, in units of :math:`2^{-16}`. The
+            first context has the weight :math:`2^{16}`.
+        rate: Learning rate :math:`\eta` of the weights, in units of :math:`2^{-12}`.
+        trust: Number of observations that the initial estimate of a new context counts for.
+        limit: Largest number of observations that an estimate remembers.
     """
 
     def __init__(
         self, weight: int = 10_000, rate: int = 20, trust: int = 8, limit: int = 1000
     ) -> None:
-        self._slots: dict[Hashable, list[int]] = {}
-        self._weights: dict[Hashable, list[int]] = {}
         self._weight, self._rate, self._trust, self._limit = weight, rate, trust, limit
+        self._estimates: dict[Hashable, _Estimate] = {}
+        self._weights: dict[Hashable, list[int]] = {}
+
+    def copy(self) -> Mixer:
+        """Return an independent copy, with everything that was learned."""
+        new = Mixer(self._weight, self._rate, self._trust, self._limit)
+        for context, estimate in self._estimates.items():
+            new._estimates[context] = _Estimate(estimate.frequency, estimate.count)
+        for key, weights in self._weights.items():
+            new._weights[key] = list(weights)
+        return new
 
     def code(
-        self, coder: Coder, bit: int, contexts: Sequence[Hashable], chosen: Hashable = 0
+        self, coder: Coder, bit: int, contexts: Sequence[Hashable], weight_set: Hashable = 0
     ) -> int:
-        """Code one decision.
+        """Code one bit.
 
         Args:
-            coder: reads or writes.
-            bit: what is written.
-            contexts: the plainest first; always the same number of them.
-            chosen: which weights mix them.
+            coder: Encoder or decoder.
+            bit: The bit to write; ignored when reading.
+            contexts: The most general context first; the same number of them in every call with
+                the same ``weight_set``.
+            weight_set: Name of the weights that mix the contexts.
         """
-        slots, stretch = self._slots, stretch_table()
-        found = [*map(slots.get, contexts)]
-        if None in found:
-            found = self._started(contexts)
-        inputs = [stretch[slot[0] >> 10] for slot in found]  # type: ignore[index]
-        base = inputs[0]
-        inputs = [base, *[x - base for x in inputs[1:]]]
-        weights = self._weights.get(chosen)
+        estimates = self._estimates_of(contexts)
+        stretch = stretch_table()
+        base = stretch[estimates[0].frequency >> _TABLE_SHIFT]
+        inputs = [base]
+        for estimate in estimates[1:]:
+            inputs.append(stretch[estimate.frequency >> _TABLE_SHIFT] - base)
+        weights = self._weights.get(weight_set)
         if weights is None:
-            weights = [_ONE] + [self._weight] * (len(contexts) - 1)
-        total = sum(map(mul, weights, inputs)) + _ONE // 2 >> 16
-        p = squash_table()[min(max(total, -8 * _NATS), 8 * _NATS - 1) + 8 * _NATS]
-        bit = coder.bit(bit, p)
-        # error (2^-16) x input (2^-8 nat) x rate (2^-12), in units of 2^-16
-        step = ((bit << 16) - p) * self._rate
-        self._weights[chosen] = [
-            w + (step * x + (1 << 19) >> 20) for w, x in zip(weights, inputs, strict=True)
+            weights = [_WEIGHT_ONE] + [self._weight] * (len(contexts) - 1)
+        total = sum(map(mul, weights, inputs)) + _WEIGHT_ONE // 2 >> 16
+        probability = squash_table()[min(max(total, -_LIMIT), _LIMIT - 1) + _LIMIT]
+        bit = coder.bit(bit, probability)
+        # error (2^-16) x input (2^-8 nat) x rate (2^-12), rounded to units of 2^-16
+        step = ((bit << 16) - probability) * self._rate
+        self._weights[weight_set] = [
+            weight + (step * value + (1 << 19) >> 20)
+            for weight, value in zip(weights, inputs, strict=True)
         ]
-        target, limit = (1 << _P) - _LEAST if bit else _LEAST, self._limit
-        for slot in found:
-            slot[0] += (target - slot[0]) // slot[1]  # type: ignore[index]
-            if slot[1] < limit:  # type: ignore[index]
-                slot[1] += 1  # type: ignore[index]
+        self._update(estimates, bit)
         return bit
 
-    def _started(self, contexts: Sequence[Hashable]) -> list[list[int] | None]:
-        """Return the frequencies of the contexts, those of new ones as the first one is."""
-        first = self._slots.setdefault(contexts[0], [_HALF, 2])
-        return [
-            self._slots.setdefault(context, [first[0], 2 + self._trust]) for context in contexts
-        ]
+    def _estimates_of(self, contexts: Sequence[Hashable]) -> list[_Estimate]:
+        """Return the estimates of the contexts; new ones start as the first one stands."""
+        estimates = self._estimates
+        try:
+            return [estimates[context] for context in contexts]
+        except KeyError:
+            first = estimates.setdefault(contexts[0], _Estimate(_HALF, 2))
+            for context in contexts:
+                if context not in estimates:
+                    estimates[context] = _Estimate(first.frequency, 2 + self._trust)
+            return [estimates[context] for context in contexts]
+
+    def _update(self, estimates: Sequence[_Estimate], bit: int) -> None:
+        """Move the estimates towards the bit, by 1 / count of the distance."""
+        target = _LEAST
+        if bit:
+            target = _MOST
+        for estimate in estimates:
+            estimate.frequency += (target - estimate.frequency) // estimate.count
+            if estimate.count < self._limit:
+                estimate.count += 1
 
 
 class Numbers:
-    """Codes integers of unknown size: Elias-gamma, each decision with what it was before.
+    """Code integers of unknown size with the Elias gamma code and learned probabilities.
 
-    n + 1 has L + 1 binary digits: L ones and a zero, each under its place, then the digits behind the first, from the
-    top: the first two under all digits so far, the others at even odds.
+    If n + 1 has L + 1 binary digits, the code is L ones and a zero, then the L digits behind the
+    leading one, from the highest. The ones and the zero have a context for each position. The
+    first two digits have the digits before them as context; the other digits are coded at even
+    odds.
     """
 
     def __init__(self) -> None:
         self._mixer = Mixer(weight=40_000, rate=0, trust=0)
 
+    def copy(self) -> Numbers:
+        """Return an independent copy, with everything that was learned."""
+        new = Numbers()
+        new._mixer = self._mixer.copy()
+        return new
+
     def code(self, coder: Coder, value: int, context: Hashable = 0) -> int:
-        """Code an integer from 0 to :math:`2^{72} - 2`.
+        r"""Code an integer from 0 to :math:`2^{72} - 2`.
 
         Args:
-            coder: reads or writes.
-            value: what is written.
-            context: of what kind the number is; kinds do not learn from each other.
+            coder: Encoder or decoder.
+            value: The integer to write; ignored when reading.
+            context: The kind of number. Each kind has statistics of its own.
 
         Raises:
-            FormatError: what is read is larger.
+            FormatError: The integer is larger.
         """
-        digits, length = (value + 1).bit_length() - 1, 0
+        digits = (value + 1).bit_length() - 1
+        length = 0
         while self._mixer.code(coder, int(length < digits), ((context, length),)):
             length += 1
-            if length == 72:
-                raise FormatError("expected sizes and numbers, found one of more than 72 bits")
+            if length == _MOST_DIGITS:
+                raise FormatError(
+                    f"expected numbers below 2^{_MOST_DIGITS} - 1, found one of more than "
+                    f"{_MOST_DIGITS} bits"
+                )
         result = 1
-        for place in range(length - 1, -1, -1):
-            if length - place <= 2:
-                bit = value + 1 >> place & 1
-                result = result << 1 | self._mixer.code(coder, bit, ((context, length, result),))
-            else:
-                rest = place + 1
-                return (result << rest | coder.bits(value + 1 & (1 << rest) - 1, rest)) - 1
+        for place in range(length - 1, max(-1, length - 3), -1):
+            bit = value + 1 >> place & 1
+            bit = self._mixer.code(coder, bit, ((context, length, result),))
+            result = result << 1 | bit
+        rest = length - 2
+        if rest > 0:
+            low_digits = coder.bits(value + 1 & (1 << rest) - 1, rest)
+            result = result << rest | low_digits
         return result - 1
 
     def signed(self, coder: Coder, value: int, context: Hashable = 0) -> int:
-        """Code an integer that may be negative; see :meth:`code`."""
-        folded = self.code(coder, 2 * value if value >= 0 else -2 * value - 1, context)
-        return folded >> 1 if folded % 2 == 0 else -(folded + 1 >> 1)
+        """Code an integer that may be negative; see :meth:`code`.
+
+        The integers 0, -1, 1, -2, 2, ... are coded as 0, 1, 2, 3, 4, ...
+        """
+        folded = 2 * value
+        if value < 0:
+            folded = -2 * value - 1
+        folded = self.code(coder, folded, context)
+        if folded % 2:
+            return -(folded + 1 >> 1)
+        return folded >> 1
+
+    def sequence(
+        self, coder: Coder, values: Iterable[int] | None, count: int, context: Hashable
+    ) -> Iterator[int]:
+        """Code ``count`` integers one after another; see :meth:`code`.
+
+        Args:
+            coder: Encoder or decoder.
+            values: The integers to write; ``None`` when reading.
+            count: How many integers.
+            context: The kind of number.
+        """
+        if values is None:
+            values = repeat(0, count)
+        for value in values:
+            yield self.code(coder, value, context)

@@ -1,10 +1,14 @@
-r"""Floating-point numbers as integers, exactly: the bits without the zeros that all of them end in, or multiples of a
-power of two."""
+r"""Number grids: floating-point numbers as integers, exactly.
+
+A grid holds either the numbers whose bit patterns end in a given number of zeros, in ascending
+order, or the multiples of a power of two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, ldexp
+from math import frexp, isfinite, ldexp
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,98 +17,156 @@ from .range_coder import FormatError
 
 __all__ = ["DTYPES", "NumberGrid", "bits_of", "numbers_of", "ordered"]
 
-# the integer of as many bits, and the bits of the significand that are stored; in the order of the file format
+
+class BitLayout(NamedTuple):
+    """How a floating-point type is stored.
+
+    Attributes:
+        integer: The integer type of the same width.
+        significand: Number of bits of the significand that are stored.
+    """
+
+    integer: torch.dtype
+    significand: int
+
+
+# The order is that of the file format.
 DTYPES = {
-    torch.float32: (torch.int32, 23),
-    torch.float64: (torch.int64, 52),
-    torch.float16: (torch.int16, 10),
-    torch.bfloat16: (torch.int16, 7),
+    torch.float32: BitLayout(torch.int32, 23),
+    torch.float64: BitLayout(torch.int64, 52),
+    torch.float16: BitLayout(torch.int16, 10),
+    torch.bfloat16: BitLayout(torch.int16, 7),
 }
-MOST_PLACES = 1100  # behind the binary point: the least double has 1074
+_MOST_PLACES = 1100  # binary places; the least double has 1074
+_EXACT_BITS = 53  # doubles hold all integers of so many bits
 
 
 def bits_of(tensor: Tensor) -> Tensor:
-    """Return the bit patterns of numbers, as integers with sign."""
-    return tensor.detach().cpu().contiguous().view(DTYPES[tensor.dtype][0])
+    """Return the bit patterns of a tensor as signed integers of the same width."""
+    return tensor.detach().cpu().contiguous().view(DTYPES[tensor.dtype].integer)
 
 
 def numbers_of(patterns: Sequence[int] | Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers that have these bit patterns."""
-    return torch.as_tensor(patterns, dtype=DTYPES[dtype][0]).view(dtype)
+    """Return the numbers that have the given bit patterns."""
+    return torch.as_tensor(patterns, dtype=DTYPES[dtype].integer).view(dtype)
 
 
 def ordered(pattern: int, width: int) -> int:
-    """Return an integer that grows with the number: the bits of its magnitude, complemented if its sign is set."""
+    """Return an integer that increases with the number of a bit pattern.
+
+    It is the magnitude bits of the number, complemented if the sign bit is set: -0.0 becomes -1.
+
+    Args:
+        pattern: Bit pattern as a signed integer.
+        width: Number of bits of the pattern.
+    """
     magnitude = pattern & (1 << width - 1) - 1
-    return ~magnitude if pattern < 0 else magnitude
+    if pattern < 0:
+        return ~magnitude
+    return magnitude
 
 
-def _pattern(key: int, width: int) -> int:
+def _pattern_of(key: int, width: int) -> int:
     """Invert :func:`ordered`."""
-    return key if key >= 0 else ~key - (1 << width - 1)
+    if key >= 0:
+        return key
+    return ~key - (1 << width - 1)
 
 
 class NumberGrid:
-    """A grid of numbers of one type.
+    r"""A grid of numbers of one type.
 
     Args:
-        dtype: of the numbers.
-        fixed: whether they are integers times :math:`2^{-scale}`; otherwise the last ``scale`` bits of each are zero.
-        scale: how many.
+        dtype: Type of the numbers.
+        fixed: Whether the numbers are integers times :math:`2^{-\text{scale}}`. If not, the last
+            ``scale`` bits of each are zero.
+        scale: Number of binary places, or of zero bits.
+
+    Raises:
+        FormatError: The type has no such grid.
     """
 
     def __init__(self, dtype: torch.dtype, fixed: bool, scale: int) -> None:
-        if not 0 <= scale <= (MOST_PLACES if fixed else DTYPES[dtype][1]):
-            raise FormatError(f"expected numbers of type {dtype}, found {scale} binary places")
-        self.fixed, self.scale, self.dtype = fixed, scale, dtype
+        most = DTYPES[dtype].significand
+        if fixed:
+            most = _MOST_PLACES
+        if not 0 <= scale <= most:
+            raise FormatError(
+                f"expected a grid of numbers of type {dtype} with at most {most} binary places, "
+                f"found {scale}"
+            )
+        self.dtype, self.fixed, self.scale = dtype, fixed, scale
         self._width = 8 * dtype.itemsize
 
     @classmethod
     def of(cls, patterns: Sequence[int], dtype: torch.dtype, fixed: bool) -> NumberGrid | None:
-        """Return the coarsest grid on which all numbers lie, if there is one."""
-        if not fixed:
-            union = 0
-            for pattern in patterns:
-                union |= pattern & (1 << 8 * dtype.itemsize - 1) - 1
-            zeros = (union & -union).bit_length() - 1 if union else DTYPES[dtype][1]
-            return cls(dtype, False, min(zeros, DTYPES[dtype][1]))
+        """Return the coarsest grid that holds all numbers, or ``None`` if there is none.
+
+        There always is one if ``fixed`` is ``False``.
+        """
+        if fixed:
+            return cls._of_fixed_point(patterns, dtype)
+        used_bits = 0
+        for pattern in patterns:
+            used_bits |= pattern & (1 << 8 * dtype.itemsize - 1) - 1
+        zeros = DTYPES[dtype].significand
+        if used_bits:
+            zeros = min(zeros, (used_bits & -used_bits).bit_length() - 1)
+        return cls(dtype, False, zeros)
+
+    @classmethod
+    def _of_fixed_point(cls, patterns: Sequence[int], dtype: torch.dtype) -> NumberGrid | None:
         numbers = numbers_of(patterns, dtype).double().tolist()
-        if not all(
-            isfinite(x) and (x != 0 or p == 0) for x, p in zip(numbers, patterns, strict=True)
-        ):
-            return None
-        scale = max((x.as_integer_ratio()[1].bit_length() - 1 for x in numbers), default=0)
-        if any(abs(int(x)) >> 53 or abs(ldexp(x, scale)) >= 2.0**53 for x in numbers):
-            return None
+        scale = 0
+        for number, pattern in zip(numbers, patterns, strict=True):
+            if not isfinite(number) or (number == 0 and pattern != 0):  # -0.0 is no integer
+                return None
+            denominator = number.as_integer_ratio()[1]  # a power of two
+            scale = max(scale, denominator.bit_length() - 1)
+        for number in numbers:
+            exponent = frexp(number)[1]  # |number| < 2^exponent
+            if number and exponent + scale > _EXACT_BITS:
+                return None
         return cls(dtype, True, scale)
 
     def integers(self, patterns: Sequence[int]) -> list[int]:
-        """Return where numbers of the grid lie on it."""
+        """Return the places on the grid of numbers with the given bit patterns."""
+        result = []
         if self.fixed:
-            return [
-                int(ldexp(x, self.scale))
-                for x in numbers_of(patterns, self.dtype).double().tolist()
-            ]
-        keys = (ordered(pattern, self._width) for pattern in patterns)
-        return [key >> self.scale if key >= 0 else ~(~key >> self.scale) for key in keys]
+            for number in numbers_of(patterns, self.dtype).double().tolist():
+                result.append(int(ldexp(number, self.scale)))
+            return result
+        for pattern in patterns:
+            key = ordered(pattern, self._width)
+            if key >= 0:
+                result.append(key >> self.scale)
+            else:
+                result.append(~(~key >> self.scale))
+        return result
 
     def patterns(self, integers: Sequence[int]) -> list[int]:
-        """Return the bit patterns of numbers of the grid.
+        """Return the bit patterns of the numbers at the given places on the grid.
 
         Raises:
-            FormatError: a number is too large for the type.
+            FormatError: A number is too large for the type.
         """
-        limit = 1 << (53 if self.fixed else self._width - 1 - self.scale)
-        if any(not -limit <= integer < limit for integer in integers):
-            raise FormatError(f"expected numbers of type {self.dtype}, found larger ones")
+        limit = 1 << self._width - 1 - self.scale
         if self.fixed:
-            exact = torch.tensor(
-                [ldexp(integer, -self.scale) for integer in integers], dtype=torch.float64
-            )
-            return bits_of(exact.to(self.dtype)).tolist()
-        return [
-            _pattern(
-                integer << self.scale if integer >= 0 else ~(~integer << self.scale), self._width
-            )
-            for integer in integers
-        ]
+            limit = 1 << _EXACT_BITS
+        for integer in integers:
+            if not -limit <= integer < limit:
+                raise FormatError(
+                    f"expected numbers of type {self.dtype}, found larger ones: {integer} on a "
+                    f"grid of {limit:,} positive numbers"
+                )
+        if self.fixed:
+            exact = [ldexp(integer, -self.scale) for integer in integers]
+            numbers = torch.tensor(exact, dtype=torch.float64).to(self.dtype)
+            patterns: list[int] = bits_of(numbers).tolist()
+            return patterns
+        return [self._pattern_at(integer) for integer in integers]
+
+    def _pattern_at(self, integer: int) -> int:
+        if integer >= 0:
+            return _pattern_of(integer << self.scale, self._width)
+        return _pattern_of(~(~integer << self.scale), self._width)

@@ -1,11 +1,13 @@
-r"""A binary range coder: decisions of known probability become as many bits as they carry information.
+r"""Binary range coder: bits of known probability become bytes at the cost of their information.
 
-The encoder keeps an interval of :math:`[0, 1)` and shrinks it, decision by decision, by the probability of what it
-sees; a number inside the last interval is the message: :math:`-\sum \log_2 p` bits, rounded up to bytes. The decoder
-makes the same divisions and looks where the number lies. Everything is an integer, so all machines agree.
+The encoder keeps an interval of :math:`[0, 1)` and narrows it, bit by bit, by the probability of
+the bit that it codes. Any number inside the final interval is the message; it takes
+:math:`-\sum \log_2 p` bits, rounded up to bytes. The decoder makes the same divisions and looks
+where the number lies. All arithmetic is on integers, so all machines agree.
 
-All coders have the same two methods, which take a value and return it. A decoder ignores what it is given and
-returns what it reads, so that one function describes both directions of a format.
+All coders share two methods, which take a value and return it. An encoder codes the value that it
+is given; a decoder ignores it and returns the value that it reads. One function therefore
+describes both directions of a format.
 
 Source: Martin (1979), "Range encoding"; the carry as in Pavlov's LZMA.
 """
@@ -18,52 +20,57 @@ from typing import Protocol
 __all__ = [
     "PROBABILITY_BITS",
     "Coder",
-    "FormatError",
     "CostRecorder",
+    "FormatError",
     "RangeDecoder",
     "RangeEncoder",
     "information",
+    "most_decisions",
 ]
 
 PROBABILITY_BITS = 16
-_TOP, _BOTTOM = 40, 32  # bits of the widest and, but for one, of the narrowest range
+_TOP, _BOTTOM = 40, 32  # the range lies between 2^32 and 2^40
+_WINDOW = _TOP // 8  # bytes that the decoder looks at
+_CHUNK = 16  # bits of equal probability coded in one step; more could empty the range
 _FREE_DECISIONS, _DECISIONS_PER_BYTE = 1 << 14, 1 << 9
-
-_TOO_MANY = (
-    "expected a network, found a file that asks for far more decisions than it has bytes for"
-)
 
 
 class FormatError(ValueError):
-    """A compressed file that is damaged, incomplete, of another version, or no such file at all."""
+    """Raised for a compressed file that is damaged, incomplete, or of another format or version."""
 
 
 class Coder(Protocol):
-    """What all coders do: see a value, return the value."""
+    """The two methods of every coder: both take a value and return the value that was coded."""
 
     def bit(self, bit: int, probability: int) -> int:
-        """Code a decision.
+        """Code one bit.
 
         Args:
-            bit: 0 or 1.
-            probability: of 1, in units of :math:`2^{-16}`, from 1 to 65535.
+            bit: 0 or 1; ignored by a decoder.
+            probability: Probability of a one in units of :math:`2^{-16}`, from 1 to 65535.
         """
         ...
 
     def bits(self, value: int, count: int) -> int:
-        """Code ``count`` bits of equal probability, an integer from 0 to :math:`2^{count} - 1`."""
+        r"""Code ``count`` bits of probability one half each, the highest first.
+
+        Args:
+            value: Integer from 0 to :math:`2^\text{count} - 1`; ignored by a decoder.
+            count: Number of bits.
+        """
         ...
 
 
 class RangeEncoder:
-    """Decisions to bytes."""
+    """Encode bits into bytes."""
 
     def __init__(self) -> None:
-        self._low, self._range = 0, 1 << _TOP
+        self._low = 0
+        self._range = 1 << _TOP
         self._bytes = bytearray()
 
     def bit(self, bit: int, probability: int) -> int:
-        """Write a decision; see :class:`Coder`."""
+        """Write one bit; see :class:`Coder`."""
         bound = (self._range >> PROBABILITY_BITS) * probability
         if bit:
             self._range = bound
@@ -71,23 +78,24 @@ class RangeEncoder:
             self._low += bound
             self._range -= bound
         if self._range < 1 << _BOTTOM:
-            self._shift()
+            self._renormalize()
         return bit
 
     def bits(self, value: int, count: int) -> int:
         """Write bits of equal probability; see :class:`Coder`."""
-        for start in range(
-            0, count, 16
-        ):  # no more than 16 at once: the range must not become empty
-            step = min(16, count - start)
+        remaining = count
+        while remaining > 0:
+            step = min(_CHUNK, remaining)
+            remaining -= step
+            chunk = value >> remaining & (1 << step) - 1
             self._range >>= step
-            self._low += self._range * (value >> (count - start - step) & (1 << step) - 1)
+            self._low += self._range * chunk
             if self._range < 1 << _BOTTOM:
-                self._shift()
+                self._renormalize()
         return value
 
-    def _shift(self) -> None:
-        """Hand out the bytes that no later decision can change but by a carry."""
+    def _renormalize(self) -> None:
+        """Emit the leading bytes of the interval, which only a carry can still change."""
         while self._range < 1 << _BOTTOM:
             self._carry()
             self._bytes.append(self._low >> (_TOP - 8))
@@ -95,6 +103,7 @@ class RangeEncoder:
             self._range <<= 8
 
     def _carry(self) -> None:
+        """Add the bit above the window to the bytes that were already emitted."""
         if self._low >> _TOP:
             self._low &= (1 << _TOP) - 1
             last = len(self._bytes) - 1
@@ -107,42 +116,50 @@ class RangeEncoder:
         """Return the message.
 
         Args:
-            padded: whether other bytes follow. If not, the message is the shortest that gives the decisions when
-                zeros are read behind its end.
+            padded: Whether other bytes follow the message in its file. If not, the message is the
+                shortest one that decodes to the same bits when zeros are read behind its end.
         """
-        low, width = self._low, self._range
-        for count in range(_TOP // 8 + 1):
-            unit = 1 << (_TOP - 8 * count)
-            self._low = -(-low // unit) * unit  # the roundest number of the interval
-            if self._low < low + width:
-                break
+        self._low = self._roundest_number()
         self._carry()
-        message = bytes(self._bytes) + self._low.to_bytes(_TOP // 8, "big")
-        return message if padded else message.rstrip(b"\0")
+        message = bytes(self._bytes) + self._low.to_bytes(_WINDOW, "big")
+        if padded:
+            return message
+        return message.rstrip(b"\0")
+
+    def _roundest_number(self) -> int:
+        """Return the number of the interval that ends in the most zero bytes."""
+        end = self._low + self._range
+        for count in range(_WINDOW):
+            unit = 1 << (_TOP - 8 * count)
+            number = -(-self._low // unit) * unit
+            if number < end:
+                return number
+        return self._low
 
 
 class RangeDecoder:
-    """Bytes to decisions.
+    """Decode bytes into bits.
 
     Args:
-        data: the message; zeros are read behind its end.
+        data: The message. Zeros are read behind its end.
 
     Raises:
-        FormatError: more decisions are asked for than a message of this length should hold (16,384 and 512 a byte),
-            so that a hostile file cannot keep the reader busy.
+        FormatError: More bits are requested than a message of this length may hold (see
+            :func:`most_decisions`), so that a hostile file cannot keep the reader busy.
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._read = data, _TOP // 8
-        self._value = int.from_bytes(data[: self._read].ljust(self._read, b"\0"), "big")
+        self._data = data
+        self._read = _WINDOW
+        self._value = int.from_bytes(data[:_WINDOW].ljust(_WINDOW, b"\0"), "big")
         self._range = 1 << _TOP
-        self._left = most_decisions(len(data))
+        self._decisions_left = most_decisions(len(data))
 
     def bit(self, bit: int, probability: int) -> int:
-        """Read a decision; see :class:`Coder`."""
-        self._left -= 1
-        if self._left < 0:
-            raise FormatError(_TOO_MANY)
+        """Read one bit; see :class:`Coder`."""
+        self._decisions_left -= 1
+        if self._decisions_left < 0:
+            raise self._too_many_decisions()
         bound = (self._range >> PROBABILITY_BITS) * probability
         if self._value < bound:
             self._range = bound
@@ -152,77 +169,105 @@ class RangeDecoder:
             self._range -= bound
             bit = 0
         if self._range < 1 << _BOTTOM:
-            self._shift()
+            self._renormalize()
         return bit
 
     def bits(self, value: int, count: int) -> int:
         """Read bits of equal probability; see :class:`Coder`."""
-        value = 0
-        for start in range(0, count, 16):
-            step = min(16, count - start)
-            self._left -= 1
+        value, remaining = 0, count
+        while remaining > 0:
+            step = min(_CHUNK, remaining)
+            remaining -= step
+            self._decisions_left -= 1
+            if self._decisions_left < 0:
+                raise self._too_many_decisions()
             self._range >>= step
-            part = self._value // self._range
-            if self._left < 0 or part >> step:
+            chunk = self._value // self._range
+            if chunk >> step:
                 raise FormatError(
-                    _TOO_MANY if self._left < 0 else "expected bytes of this coder, found others"
+                    f"expected {step} bits of a range coder, found a number outside of its range: "
+                    "the file is damaged"
                 )
-            self._value -= part * self._range
-            value = value << step | part
+            self._value -= chunk * self._range
+            value = value << step | chunk
             if self._range < 1 << _BOTTOM:
-                self._shift()
+                self._renormalize()
         return value
 
-    def _shift(self) -> None:
+    def _too_many_decisions(self) -> FormatError:
+        length = len(self._data)
+        return FormatError(
+            f"expected at most {most_decisions(length):,} binary decisions in {length:,} bytes, "
+            "found more decisions: the file is damaged"
+        )
+
+    def _renormalize(self) -> None:
         while self._range < 1 << _BOTTOM:
-            byte = self._data[self._read] if self._read < len(self._data) else 0
+            byte = 0
+            if self._read < len(self._data):
+                byte = self._data[self._read]
             self._value = self._value << 8 | byte
             self._read += 1
             self._range <<= 8
 
     def finish(self, padded: bool = False) -> int:
-        """Return how many bytes were read, and require that the message is as the encoder ends it.
+        """Return the number of bytes of the message, and check that it ends as encoders end it.
 
         Args:
-            padded: as the encoder was told.
+            padded: Whether other bytes follow the message, as for :meth:`RangeEncoder.finish`.
 
         Raises:
-            FormatError: the message goes on, or is longer than it need be.
+            FormatError: Bytes follow the message, or it is longer than necessary.
         """
         if padded:
             return self._read
-        spare = len(self._data) - self._read
-        # the last byte could be left out, and the decisions would be the same: the encoder would have
-        last = self._data[-1] << max(0, -spare) * 8 if self._data and spare > -_TOP // 8 else 0
-        if spare > 0 or (self._data and (self._data[-1] == 0 or self._value >= last > 0)):
+        if self._read < len(self._data) or self._last_byte_is_spare():
             raise FormatError("expected the end of the file, found more bytes")
         return len(self._data)
 
+    def _last_byte_is_spare(self) -> bool:
+        """Return whether the message decodes to the same bits without its last byte."""
+        if not self._data:
+            return False
+        if self._data[-1] == 0:
+            return True
+        missing = self._read - len(self._data)
+        if missing >= _WINDOW:  # the last byte is no longer part of the number
+            return False
+        # Without the last byte the number would be smaller by that byte, and still in the interval.
+        return self._value >= self._data[-1] << 8 * missing
+
 
 class CostRecorder:
-    """What decisions would cost, without writing them: encoding is tried in several ways, and the best is kept."""
+    """Record bits and their cost without writing them, so that several encodings can be compared.
+
+    Attributes:
+        record: The calls in order: (bit, probability), or (value, -count) for bits of equal
+            probability. Plain tuples, because a large network has millions of them.
+    """
 
     def __init__(self) -> None:
-        self.record: list[
-            tuple[int, int]
-        ] = []  # (bit, probability), or (value, -count) for bits of equal probability
+        self.record: list[tuple[int, int]] = []
 
     def bit(self, bit: int, probability: int) -> int:
-        """Note a decision; see :class:`Coder`."""
+        """Record one bit; see :class:`Coder`."""
         self.record.append((bit, probability))
         return bit
 
     def bits(self, value: int, count: int) -> int:
-        """Note bits of equal probability; see :class:`Coder`."""
+        """Record bits of equal probability; see :class:`Coder`."""
         self.record.append((value, -count))
         return value
 
     def cost(self) -> float:
-        r"""Return the information in bits, :math:`-\sum \log_2 p`."""
-        return sum(information(bit, p) for bit, p in self.record)
+        r"""Return the information of the record in bits, :math:`-\sum \log_2 p`."""
+        total = 0.0
+        for value, probability in self.record:
+            total += information(value, probability)
+        return total
 
     def replay(self, coder: Coder) -> None:
-        """Write what was noted."""
+        """Code everything that was recorded with another coder."""
         for value, probability in self.record:
             if probability > 0:
                 coder.bit(value, probability)
@@ -231,15 +276,21 @@ class CostRecorder:
 
 
 def information(bit: int, probability: int) -> float:
-    """Return the bits of a decision, or of -``probability`` bits of equal probability."""
+    """Return the information of one bit, in bits.
+
+    Args:
+        bit: 0 or 1.
+        probability: Probability of a one in units of :math:`2^{-16}`; or, if it is not positive,
+            the negative number of bits of equal probability.
+    """
+    if probability <= 0:
+        return float(-probability)
     unit = 1 << PROBABILITY_BITS
-    return (
-        -log2((probability if bit else unit - probability) / unit)
-        if probability > 0
-        else float(-probability)
-    )
+    if bit:
+        return -log2(probability / unit)
+    return -log2((unit - probability) / unit)
 
 
 def most_decisions(length: int) -> int:
-    """Return how many decisions a message of so many bytes may hold."""
+    """Return the number of decisions that a message of ``length`` bytes may hold."""
     return _FREE_DECISIONS + _DECISIONS_PER_BYTE * length

@@ -1,50 +1,57 @@
-"""Where the bytes of a compressed file are."""
+"""The size of a compressed file, by layers and by what the bytes are for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .range_coder import Coder, CostRecorder, information
-from .tensor_codes import State
+from pyro_bnn.runtime.text_table import format_table
+
+from .forms import Section, State
+from .range_coder import Coder, information
 
 __all__ = ["LayerSize", "SizeMeter", "Sizes"]
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What a layer takes in a file, in bytes; they are fractions, since an arithmetic code has no borders.
+    """The size of a layer in a file, in bytes.
+
+    Sizes are fractions, because an arithmetic code has no byte boundaries between its parts.
 
     Attributes:
-        name: of the layer.
-        numbers: how many numbers its tensors have.
-        support: for where its weights are not zero.
-        values: for what they are.
-        codebook: for the lists of distinct values.
-        biases: for all other tensors: biases, scales and statistics of a batch norm.
+        name: Name of the layer.
+        numbers: How many numbers its tensors have, zeros included.
+        positions: Bytes for the positions of the nonzero weights.
+        values: Bytes for their values.
+        codebook: Bytes for the lists of distinct values.
+        biases: Bytes for all other tensors: biases, scales and statistics of a batch norm.
     """
 
     name: str
     numbers: int
-    support: float
+    positions: float
     values: float
     codebook: float
     biases: float
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.support + self.values + self.codebook + self.biases
+        """Bytes in all."""
+        return self.positions + self.values + self.codebook + self.biases
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a file is made of, in bytes.
+    """The size of a file, in bytes.
 
     Attributes:
-        layers: a row for each layer, and for each list of the inputs that are looked at.
-        graph: operations, shapes and options.
-        header: magic, version and checksum, and the fraction of a byte that is lost at the end of the coded part.
-        total: the length of the file.
+        layers: One entry per layer, and one per selection of inputs.
+        graph: Bytes for operations, shapes and options.
+        header: Bytes for magic, version and checksum, and the fraction of a byte that is lost at
+            the end of the coded part.
+        total: The length of the file.
     """
 
     layers: tuple[LayerSize, ...]
@@ -53,71 +60,84 @@ class Sizes:
     total: int
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("layer", "numbers", "support", "values", "codebook", "biases", "bytes")
-        ]
-        for row in self.layers:
-            parts = (row.support, row.values, row.codebook, row.biases, row.total)
-            rows.append((row.name, str(row.numbers), *(f"{part:.1f}" for part in parts)))
-        rows += [
-            ("graph", "", "", "", "", "", f"{self.graph:.1f}"),
-            ("header", *[""] * 5, f"{self.header:.1f}"),
-        ]
-        rows.append(
-            ("total", str(sum(row.numbers for row in self.layers)), "", "", "", "", str(self.total))
-        )
-        widths = [max(len(row[column]) for row in rows) for column in range(7)]
-        return "\n".join(
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-            )
-            for row in rows
-        )
+        titles = ("layer", "numbers", "positions", "values", "codebook", "biases", "bytes")
+        rows = []
+        numbers = 0
+        for layer in self.layers:
+            sizes = (layer.positions, layer.values, layer.codebook, layer.biases, layer.total)
+            rows.append((layer.name, str(layer.numbers), *[f"{size:.1f}" for size in sizes]))
+            numbers += layer.numbers
+        empty = [""] * 4
+        rows.append(("graph", "", *empty, f"{self.graph:.1f}"))
+        rows.append(("header", "", *empty, f"{self.header:.1f}"))
+        rows.append(("total", str(numbers), *empty, str(self.total)))
+        return format_table(titles, rows)
+
+
+class _Account(NamedTuple):
+    """What bits are counted for."""
+
+    layer: str
+    kind: str
+    section: Section
 
 
 class SizeMeter:
-    """A coder that keeps accounts of another one: bits by what they are for."""
+    """Wrap another coder and count its bits by what they are for.
 
-    def __init__(self) -> None:
-        self.coder: Coder = CostRecorder()
-        self.state = State()
-        self.bits_of: dict[tuple[str, str, str], float] = {}
+    Args:
+        coder: The coder that does the work.
+        state: State of the file that is coded.
+
+    Attributes:
+        layer: Name of the present layer.
+        kind: Kind of the present tensor; see :class:`.forms.Matrix`.
+    """
+
+    def __init__(self, coder: Coder, state: State) -> None:
+        self._coder, self._state = coder, state
+        self._bits: dict[_Account, float] = {}
         self.layer, self.kind = "", ""
 
     def bit(self, bit: int, probability: int) -> int:
-        """Pass on a decision."""
-        bit = self.coder.bit(bit, probability)
+        """Code one bit; see :class:`.range_coder.Coder`."""
+        bit = self._coder.bit(bit, probability)
         self.add(information(bit, probability))
         return bit
 
     def bits(self, value: int, count: int) -> int:
-        """Pass on bits of equal probability."""
+        """Code bits of equal probability; see :class:`.range_coder.Coder`."""
         self.add(count)
-        return self.coder.bits(value, count)
+        return self._coder.bits(value, count)
 
     def add(self, bits: float) -> None:
         """Count bits for what is being coded."""
-        part = self.state.part
-        key = (self.layer, self.kind, part) if part != "graph" else ("", "", part)
-        self.bits_of[key] = self.bits_of.get(key, 0.0) + bits
+        account = _Account(self.layer, self.kind, self._state.section)
+        if account.section == "graph":
+            account = _Account("", "", "graph")
+        self._bits[account] = self._bits.get(account, 0.0) + bits
 
-    def sizes(self, numbers: dict[str, int], length: int) -> Sizes:
-        """Return the account of a file.
+    def sizes(self, numbers: Mapping[str, int], length: int) -> Sizes:
+        """Return the sizes of a file that was coded to its end.
 
         Args:
-            numbers: how many numbers each layer has.
-            length: of the file, in bytes.
+            numbers: How many numbers each layer has.
+            length: Length of the file in bytes.
         """
-        rows = {
-            name: dict.fromkeys(("support", "values", "codebook", "biases"), 0.0)
-            for name in numbers
-        }
         graph = 0.0
-        for (name, kind, part), bits in self.bits_of.items():
-            if name:
-                rows[name][part if kind == "weight" else "biases"] += bits / 8
-            else:
+        layer_bytes: dict[tuple[str, str], float] = {}
+        for account, bits in self._bits.items():
+            column: str = account.section
+            if column == "graph":
                 graph += bits / 8
-        layers = tuple(LayerSize(name, numbers[name], **rows[name]) for name in rows)
-        return Sizes(layers, graph, length - graph - sum(row.total for row in layers), length)
+                continue
+            if account.kind != "weight":
+                column = "biases"
+            key = account.layer, column
+            layer_bytes[key] = layer_bytes.get(key, 0.0) + bits / 8
+        layers = []
+        for name, count in numbers.items():
+            columns = ("positions", "values", "codebook", "biases")
+            layers.append(LayerSize(name, count, *[layer_bytes.get((name, c), 0.0) for c in columns]))
+        header = length - graph - sum(layer.total for layer in layers)
+        return Sizes(tuple(layers), graph, header, length)

@@ -1,167 +1,186 @@
-r"""Which weights are there: a mask, coded position by position with what is known so far.
-
-A mask is a matrix of units (rows) by what they read (columns). Columns may be points of an image or of a kernel: then
-a unit that reads a point tends to read its neighbours, and units tend to read the same regions.
-"""
+r"""Which numbers of a tensor are not zero: all of them, a mask, or the gaps between them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from math import isqrt
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .context_mixing import Mixer, Numbers
+from .context_mixing import Numbers
+from .forms import NO_IMAGE, ImageSize, Matrix, Positions, State, TensorForm
+from .masks import code_mask
 from .range_coder import Coder, FormatError
 
-__all__ = ["PLAIN", "Grid", "code_gaps", "code_mask", "kernel", "places"]
+__all__ = ["LARGEST_MASK", "NonZero", "code_indices", "code_positions"]
 
-PAD = 4
-
-
-class Grid(NamedTuple):
-    """The images that columns are points of: column ``c * height * width + y * width + x``; no images if 0."""
-
-    height: int
-    width: int
+LARGEST_MASK = 1 << 19  # entries
+_LARGEST_INDEX = 1 << 24
 
 
-PLAIN = Grid(0, 0)
+class NonZero(NamedTuple):
+    """Where a matrix is not zero.
 
-
-def kernel(stride: int) -> list[tuple[int, int]]:
-    r"""Return (offset, weight) of the 80 points around a point, in rows of ``stride`` points.
-
-    At the squared distance d the weight is :math:`\lfloor (\lfloor\sqrt{\lfloor 256 / d \rfloor}\rfloor + 1) / 2
-    \rfloor`: 8 beside it, 1 at the corners.
+    Attributes:
+        indices: Flat indices in ascending order.
+        image: The images that columns are points of.
     """
-    around = [
-        (y, x) for y in range(-PAD, PAD + 1) for x in range(-PAD, PAD + 1) if (y, x) != (0, 0)
-    ]
-    return [(y * stride + x, (isqrt(256 // (y * y + x * x)) + 1) // 2) for y, x in around]
+
+    indices: Sequence[int]
+    image: ImageSize
 
 
-def places(columns: Sequence[int], grid: Grid) -> tuple[Sequence[int], int, int]:
-    """Return where the columns lie in images with a margin, the points of a row, and the points in all.
-
-    Raises:
-        FormatError: the images have far more points than there are columns.
-    """
-    height, width = grid
-    if grid == PLAIN:
-        return range(len(columns)), 0, 0
-    stride, area = width + 2 * PAD, (height + 2 * PAD) * (width + 2 * PAD)
-    size = area * (max(columns, default=0) // (height * width) + 1)
-    if size > 4096 + 64 * len(columns):
-        raise FormatError(
-            f"expected images with about {len(columns)} points, found {height} x {width}"
-        )
-    found = []
-    for column in columns:
-        plane, point = divmod(column, height * width)
-        y, x = divmod(point, width)
-        found.append(plane * area + (y + PAD) * stride + x + PAD)
-    return found, stride, size
-
-
-def coarse(value: int, digits: int = 1) -> int:
-    """Return a number without all but its first binary digits (and as many as follow), in the order of the numbers."""
-    length = value.bit_length()
-    if length <= digits:
-        return value
-    return length << digits | value >> (length - 1 - digits) & (1 << digits) - 1
-
-
-def code_mask(
-    coder: Coder, mask: Tensor | None, columns: Sequence[int], rows: int, grid: Grid
-) -> Tensor:
-    """Code a mask row by row.
+def code_positions(
+    coder: Coder, state: State, matrix: Matrix, form: TensorForm, patterns: Tensor | None
+) -> NonZero:
+    """Code where a matrix is not zero.
 
     Args:
-        coder: reads or writes.
-        mask: (rows, columns), what is written.
-        columns: their numbers in the grid.
-        rows: how many.
-        grid: see :class:`Grid`.
+        coder: Encoder or decoder.
+        state: State of the file.
+        matrix: Shape of the tensor.
+        form: The form to write; ignored when reading.
+        patterns: Bit patterns (rows, columns) of the numbers to write; ``None`` when reading.
 
-    Returns:
-        The mask.
+    Raises:
+        FormatError: The file does not hold positions in a matrix of this shape.
     """
-    at, stride, size = places(columns, grid)
-    mixer = Mixer()
-    around = kernel(stride) if stride else []
-    ahead = [(offset, weight) for offset, weight in around if offset > 0]
-    used = [0] * len(at)  # how many rows so far have the column
-    density = [0] * size  # the same in the images, smoothed
-    result = []
-    for i in range(rows):
-        seen, near, count = bytearray(size), [0] * size, 0
-        time = min(8 * i // rows, 7)
-        given = mask[i].tolist() if mask is not None else [0] * len(at)
-        for j, p in enumerate(at):
-            c = coarse(used[j])
-            contexts: tuple[Hashable, ...] = (
-                0,
-                (1, c, time),
-                (2, coarse(count), 8 * j // len(at)),
-                (3, i),
-                (4, coarse(count), c, time >> 1),
-            )
-            if stride:
-                touching = (
-                    seen[p - 1] + seen[p - stride] + seen[p - stride - 1] + seen[p - stride + 1]
-                )
-                pattern = (
-                    seen[p - 1]
-                    + 2 * seen[p - stride]
-                    + 4 * seen[p - stride - 1]
-                    + 8 * seen[p - stride + 1]
-                )
-                second = (
-                    seen[p - 2]
-                    + seen[p - 2 * stride]
-                    + seen[p - 2 * stride - 1]
-                    + seen[p - 2 * stride + 1]
-                )
-                second += seen[p - stride - 2] + seen[p - stride + 2] + seen[p - 2 * stride - 2]
-                second += seen[p - 2 * stride + 2]
-                contexts += (
-                    (5, pattern),
-                    (6, touching, min(second, 3)),
-                    (7, coarse(near[p], 2)),
-                    (8, coarse(8 * density[p] // (i + 1), 2)),
-                    (9, coarse(count), coarse(near[p])),
-                )
-            if mixer.code(coder, int(given[j]), contexts):
-                count += 1
-                used[j] += 1
-                given[j] = 1
-                if stride:
-                    seen[p] = 1
-                    density[p] += 24
-                    for offset, weight in around:
-                        density[p + offset] += weight
-                    for offset, weight in ahead:
-                        near[p + offset] += weight
-        result.append(given)
-    return torch.tensor(result, dtype=torch.bool).reshape(rows, len(at))
+    state.section = "positions"
+    code = state.numbers.code(coder, form.positions, ("positions", matrix.kind))
+    if code == Positions.ALL:
+        return NonZero(range(matrix.size), NO_IMAGE)
+    if code == Positions.MASK and matrix.size <= LARGEST_MASK:
+        image = _code_image(coder, state, form.image)
+        mask = torch.zeros(matrix.rows, len(matrix.columns), dtype=torch.bool)
+        if patterns is not None:
+            mask = patterns != 0
+        mask = code_mask(coder, mask, matrix.columns, image)
+        return NonZero(_indices_of(mask), image)
+    indices: list[int] | None = None
+    count = 0
+    if patterns is not None:
+        indices = _indices_of(patterns)
+        count = len(indices)
+    count = state.numbers.code(coder, count, "count")
+    if code != Positions.GAPS or count > matrix.size:
+        raise FormatError(
+            f"expected positions in {matrix.size:,} numbers, found {count:,} in form {code}"
+        )
+    return NonZero(_code_gaps(coder, state.numbers, indices, count, matrix.size), NO_IMAGE)
 
 
-def code_gaps(
+def _indices_of(tensor: Tensor) -> list[int]:
+    """Return the flat indices of the entries that are not zero."""
+    indices: list[int] = tensor.flatten().nonzero().flatten().tolist()
+    return indices
+
+
+def _code_image(coder: Coder, state: State, image: ImageSize) -> ImageSize:
+    """Code the size of images: none, the last one, or a new one."""
+    familiar = [NO_IMAGE, state.image]
+    code = len(familiar)
+    if image in familiar:
+        code = familiar.index(image)
+    code = state.numbers.code(coder, code, "image")
+    if code < len(familiar):
+        return familiar[code]
+    if code > len(familiar):
+        raise FormatError(f"expected the size of an image, found form {code}")
+    height = 1 + state.numbers.code(coder, image.height - 1, "height")
+    # "width" is also the kind of number of the widths of layers
+    width = height + state.numbers.signed(coder, image.width - image.height, "width")
+    if not 0 < width <= _LARGEST_INDEX or height > _LARGEST_INDEX:
+        raise FormatError(
+            f"expected the size of an image, at most {_LARGEST_INDEX:,} on each side, "
+            f"found {height} x {width}"
+        )
+    state.image = ImageSize(height, width)
+    return state.image
+
+
+def _code_gaps(
     coder: Coder, numbers: Numbers, indices: Sequence[int] | None, count: int, size: int
 ) -> list[int]:
     """Code ``count`` ascending indices below ``size`` by the gaps between them.
 
     Raises:
-        FormatError: an index that is read is not below ``size``.
+        FormatError: An index is not below ``size``.
     """
-    found: list[int] = []
+    gaps = None
+    if indices is not None:
+        gaps = [later - earlier - 1 for earlier, later in pairwise([-1, *indices])]
+    result: list[int] = []
     last = -1
-    for k in range(count):
-        last += 1 + numbers.code(coder, indices[k] - last - 1 if indices is not None else 0, "gap")
+    for gap in numbers.sequence(coder, gaps, count, "gap"):
+        last += 1 + gap
         if last >= size:
-            raise FormatError(f"expected indices below {size}, found {last}")
-        found.append(last)
-    return found
+            raise FormatError(f"expected indices below {size:,}, found {last:,}")
+        result.append(last)
+    return result
+
+
+def code_indices(
+    coder: Coder, state: State, form: TensorForm, indices: list[int] | None
+) -> list[int]:
+    r"""Code a list of indices: as a bitmap, by the gaps between them, or in any order.
+
+    Args:
+        coder: Encoder or decoder.
+        state: State of the file.
+        form: The form to write; ignored when reading. ``Positions.ALL`` stands for signed
+            differences, which allow any order.
+        indices: Integers from 0 to :math:`2^{24} - 1` to write; ``None`` when reading.
+
+    Raises:
+        FormatError: The file does not hold such a list.
+    """
+    state.section = "positions"
+    code = state.numbers.code(coder, form.positions, "indices")
+    if code == Positions.MASK:
+        return _code_bitmap(coder, state, form.image, indices)
+    count = 0
+    if indices is not None:
+        count = len(indices)
+    count = state.numbers.code(coder, count, "count")
+    if count > _LARGEST_INDEX:
+        raise FormatError(f"expected at most {_LARGEST_INDEX:,} indices, found {count:,}")
+    if code == Positions.GAPS:
+        return _code_gaps(coder, state.numbers, indices, count, _LARGEST_INDEX)
+    return _code_differences(coder, state.numbers, indices, count)
+
+
+def _code_bitmap(
+    coder: Coder, state: State, image: ImageSize, indices: list[int] | None
+) -> list[int]:
+    """Code ascending indices as a mask of one row, whose length is a multiple of the image width."""
+    image = _code_image(coder, state, image)
+    width = max(1, image.width)
+    rows_before = 0
+    if indices:
+        rows_before = indices[-1] // width
+    length = width * (1 + state.numbers.code(coder, rows_before, "rows"))
+    if length > LARGEST_MASK:
+        raise FormatError(f"expected a bitmap of at most {LARGEST_MASK:,} bits, found {length:,}")
+    bitmap = torch.zeros(1, length, dtype=torch.bool)
+    if indices is not None:
+        bitmap[0, indices] = True
+    return _indices_of(code_mask(coder, bitmap, range(length), image))
+
+
+def _code_differences(
+    coder: Coder, numbers: Numbers, indices: list[int] | None, count: int
+) -> list[int]:
+    """Code indices in any order by their signed differences."""
+    result: list[int] = []
+    last = 0
+    for k in range(count):
+        difference = 0
+        if indices is not None:
+            difference = indices[k] - last
+        last += numbers.signed(coder, difference, "difference")
+        if not 0 <= last < _LARGEST_INDEX:
+            raise FormatError(f"expected an index below {_LARGEST_INDEX:,}, found {last:,}")
+        result.append(last)
+    return result

@@ -1,9 +1,8 @@
-"""Which form of a tensor is the cheapest: all that may pay are tried."""
+"""The cheapest form of a tensor: every form that may be the shortest is tried."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf, isqrt
@@ -11,179 +10,207 @@ from math import inf, isqrt
 import torch
 from torch import Tensor
 
+from .forms import NO_IMAGE, ImageSize, Matrix, Positions, State, TensorForm, Values
 from .number_grids import NumberGrid, bits_of, ordered
-from .range_coder import Coder, CostRecorder
-from .sparsity_codes import PLAIN, Grid
-from .tensor_codes import (
-    ALL,
-    CODEBOOK,
-    GAPS,
-    INTEGERS,
-    LARGEST_BOOK,
-    LARGEST_MASK,
-    MASK,
-    RAW,
-    Matrix,
-    State,
-    TensorForm,
-    code_indices,
-    code_support,
-    code_values,
-)
+from .range_coder import CostRecorder
+from .sparsity_codes import LARGEST_MASK, NonZero, code_indices, code_positions
+from .value_codes import LARGEST_CODEBOOK, code_values
 
 __all__ = ["Trial", "cheapest_indices", "cheapest_tensor", "raw_bytes"]
 
-_LONG = 1 << 13  # numbers that are not worth seconds of arithmetic coding if they do not repeat
+_LONG = 1 << 13  # more distinct numbers than this are not worth the time to code one by one
+_SMALL = 1 << 12  # numbers that are always tried without positions
+_MOST_IMAGES = 2  # image sizes that are tried
+_LARGEST_SIDE = 64
 
 
 @dataclass
 class Trial:
-    """One way to code something: the decisions, what is known after them, and the bytes that stay outside."""
+    """One way to code something.
 
-    price: CostRecorder
+    Attributes:
+        recorder: The decisions.
+        state: The state of the file after them.
+        raw: The bytes that stand behind the coded part.
+    """
+
+    recorder: CostRecorder
     state: State
     raw: bytes = b""
 
     @property
     def cost(self) -> float:
-        """Bits; infinite where a reader would not believe so many decisions of so short a file."""
-        bits = self.price.cost() + 8 * len(self.raw)
-        return bits if len(self.price.record) <= 256 + 48 * bits else inf
+        """Length in bits; infinite if a reader would refuse so many decisions in a short file."""
+        bits = self.recorder.cost() + 8 * len(self.raw)
+        if len(self.recorder.record) > 256 + 48 * bits:
+            return inf
+        return bits
+
+
+@dataclass
+class _PositionTrial:
+    """A trial of a form of positions, and the positions."""
+
+    form: TensorForm
+    trial: Trial
+    nonzero: NonZero
 
 
 def raw_bytes(patterns: Tensor) -> bytes:
-    """Return bit patterns as they are in the memory of a little-endian machine."""
+    """Return bit patterns as a little-endian machine holds them in memory."""
     array = patterns.contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+    data: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return data
 
 
-def _tried(state: State, code: Callable[[Coder, State], object]) -> Trial:
-    trial = Trial(CostRecorder(), deepcopy(state))
-    code(trial.price, trial.state)
-    return trial
+def _cheapest(trials: Iterable[Trial]) -> Trial:
+    """Return the trial of the lowest cost, the first one among equals."""
+    return min(trials, key=lambda trial: trial.cost)
 
 
 def cheapest_tensor(state: State, matrix: Matrix, tensor: Tensor) -> Trial:
     """Return the cheapest way to code a tensor.
 
     Args:
-        state: of the file; it is left as it is.
-        matrix: the shape.
-        tensor: with as many numbers.
+        state: State of the file; not changed.
+        matrix: Shape of the tensor as a matrix.
+        tensor: The numbers.
     """
     patterns = bits_of(tensor).reshape(matrix.rows, len(matrix.columns))
-    there = int((patterns != 0).sum())
-    supports = []
-    if there == matrix.size or 2 * there > matrix.size or matrix.size <= 4096:
-        supports.append(_Support(state, matrix, TensorForm(ALL), patterns))
-    if there < matrix.size:
-        forms = [TensorForm(GAPS)]
-        if there and matrix.size <= LARGEST_MASK:
-            grids = dict.fromkeys((PLAIN, state.grid, *_images(patterns, matrix)))
-            forms += [TensorForm(MASK, grid) for grid in grids]
-        sparse = (_Support(state, matrix, form, patterns) for form in forms)
-        supports.append(min(sparse, key=lambda support: support.trial.cost))
-        if supports[-1].trial.cost == inf:
-            supports = [_Support(state, matrix, TensorForm(ALL), patterns)]
-    return min(
-        (_with_values(support, matrix, patterns) for support in supports),
-        key=lambda trial: trial.cost,
-    )
+    nonzero_count = int((patterns != 0).sum())
+    everything = TensorForm(Positions.ALL)
+    candidates = []
+    is_dense = nonzero_count == matrix.size or 2 * nonzero_count > matrix.size
+    if is_dense or matrix.size <= _SMALL:
+        candidates.append(_try_positions(state, matrix, everything, patterns))
+    if nonzero_count < matrix.size:
+        sparse = []
+        for form in _sparse_forms(state, matrix, patterns):
+            sparse.append(_try_positions(state, matrix, form, patterns))
+        cheapest = min(sparse, key=lambda candidate: candidate.trial.cost)
+        candidates.append(cheapest)
+        if cheapest.trial.cost == inf:
+            candidates = [_try_positions(state, matrix, everything, patterns)]
+    trials = []
+    for candidate in candidates:
+        trials.append(_with_cheapest_values(candidate, matrix, patterns))
+    return _cheapest(trials)
 
 
-class _Support:
-    """A tried support, and where it says that numbers are."""
+def _sparse_forms(state: State, matrix: Matrix, patterns: Tensor) -> list[TensorForm]:
+    """Return the forms of positions that may be the shortest, if there are zeros."""
+    forms = [TensorForm(Positions.GAPS)]
+    if matrix.size <= LARGEST_MASK and patterns.any():
+        images = dict.fromkeys((NO_IMAGE, state.image, *_likely_images(patterns, matrix)))
+        for image in images:
+            forms.append(TensorForm(Positions.MASK, image))
+    return forms
 
-    def __init__(self, state: State, matrix: Matrix, form: TensorForm, patterns: Tensor) -> None:
-        self.form, self.trial = form, Trial(CostRecorder(), deepcopy(state))
-        self.where, self.grid = code_support(
-            self.trial.price, self.trial.state, matrix, form, patterns
-        )
+
+def _try_positions(
+    state: State, matrix: Matrix, form: TensorForm, patterns: Tensor
+) -> _PositionTrial:
+    trial = Trial(CostRecorder(), state.copy())
+    nonzero = code_positions(trial.recorder, trial.state, matrix, form, patterns)
+    return _PositionTrial(form, trial, nonzero)
 
 
-def _with_values(support: _Support, matrix: Matrix, patterns: Tensor) -> Trial:
-    """Return a support with the cheapest way to code the numbers there."""
-    form, where, state = support.form, support.where, support.trial.state
+def _with_cheapest_values(candidate: _PositionTrial, matrix: Matrix, patterns: Tensor) -> Trial:
+    """Return a trial of positions, completed by the cheapest way to code the numbers there."""
+    form, nonzero, state = candidate.form, candidate.nonzero, candidate.trial.state
     values = patterns.flatten()
-    values = values if form.support == ALL else values[torch.as_tensor(where, dtype=torch.int64)]
-    listed = len(values) <= _LONG or len(values.unique()) <= LARGEST_BOOK
-    given = values.tolist() if listed else [0] * len(where)
+    if form.positions != Positions.ALL:
+        values = values[torch.as_tensor(nonzero.indices, dtype=torch.int64)]
+    value_forms = [replace(form, values=Values.RAW)]
+    numbers = [0] * len(values)  # raw numbers are not looked at
+    is_codable = len(values) <= _LONG or len(values.unique()) <= LARGEST_CODEBOOK
+    if is_codable and len(values):
+        numbers = values.tolist()
+        value_forms += _value_forms(form, state, numbers)
+    trials = []
+    for value_form in value_forms:
+        trial = Trial(CostRecorder(), state.copy())
+        code_values(trial.recorder, trial.state, matrix, value_form, nonzero, numbers)
+        if value_form.values == Values.RAW:
+            trial.raw = raw_bytes(values)
+        trials.append(trial)
+    best = _cheapest(trials)
+    recorder = CostRecorder()
+    recorder.record = candidate.trial.recorder.record + best.recorder.record
+    return Trial(recorder, best.state, best.raw)
 
-    def tried(way: TensorForm) -> Trial:
-        trial = _tried(
-            state,
-            lambda coder, own: code_values(coder, own, matrix, way, where, support.grid, given),
-        )
-        trial.raw = raw_bytes(values) if way.values == RAW else b""
-        return trial
 
-    ways = [
-        replace(form, values=RAW),
-        *(_value_forms(form, state, given) if listed and given else ()),
-    ]
-    best = min(map(tried, ways), key=lambda trial: trial.cost)
-    price = CostRecorder()
-    price.record = support.trial.price.record + best.price.record
-    return Trial(price, best.state, best.raw)
-
-
-def _value_forms(form: TensorForm, state: State, given: list[int]) -> list[TensorForm]:
-    """Return the forms of numbers that may pay."""
+def _value_forms(form: TensorForm, state: State, patterns: list[int]) -> list[TensorForm]:
+    """Return the forms of numbers, other than raw bits, that may be the shortest."""
     width = 8 * state.dtype.itemsize
-    keys = [ordered(pattern, width) for pattern in given]
-    ascending = all(a <= b for a, b in pairwise(keys))
-    distinct = set(given)
-    grids = [False] if NumberGrid.of(sorted(distinct), state.dtype, True) is None else [False, True]
-    ways = []
-    if len(given) <= _LONG:
-        ways += [replace(form, values=INTEGERS, fixed=fixed) for fixed in grids]
-    if len(distinct) <= LARGEST_BOOK:
-        ways += [replace(form, values=CODEBOOK, fixed=fixed) for fixed in grids]
-        known = [k + 1 for k, book in enumerate(reversed(state.codebooks)) if distinct <= set(book)]
-        ways += [replace(form, values=CODEBOOK, book=book) for book in known]
-    return ways + [replace(way, ascending=True) for way in ways if ascending]
+    keys = [ordered(pattern, width) for pattern in patterns]
+    distinct = set(patterns)
+    fixed_choices = [False]
+    if NumberGrid.of(sorted(distinct), state.dtype, True) is not None:
+        fixed_choices.append(True)
+    forms = []
+    if len(patterns) <= _LONG:
+        for fixed in fixed_choices:
+            forms.append(replace(form, values=Values.INTEGERS, fixed=fixed))
+    if len(distinct) <= LARGEST_CODEBOOK:
+        for fixed in fixed_choices:
+            forms.append(replace(form, values=Values.CODEBOOK, fixed=fixed))
+        for back, codebook in enumerate(reversed(state.codebooks), start=1):
+            if distinct <= set(codebook):
+                forms.append(replace(form, values=Values.CODEBOOK, codebook=back))
+    if keys == sorted(keys):
+        forms += [replace(value_form, ascending=True) for value_form in forms]
+    return forms
 
 
 def cheapest_indices(state: State, indices: list[int]) -> Trial:
-    r"""Return the cheapest way to code a list of indices; see ``code_indices``.
+    r"""Return the cheapest way to code a list of indices; see :func:`.sparsity_codes.code_indices`.
 
     Args:
-        state: of the file; it is left as it is.
-        indices: from 0 to :math:`2^{24} - 1`.
+        state: State of the file; not changed.
+        indices: Integers from 0 to :math:`2^{24} - 1`.
     """
-    forms = [TensorForm(ALL)]
-    if all(a < b for a, b in pairwise(indices)):
-        forms.append(TensorForm(GAPS))
-        if indices and indices[-1] < min(LARGEST_MASK // 2, 64 * len(indices)):
-            bitmap = torch.zeros(1, indices[-1] + 1, dtype=torch.int32)
-            bitmap[0, indices] = 1
-            grids = _images(bitmap, Matrix(1, range(bitmap.shape[1]), "indices"))
-            forms += [TensorForm(MASK, grid) for grid in (PLAIN, *grids)]
-
-    def tried(form: TensorForm) -> Trial:
-        return _tried(state, lambda coder, own: code_indices(coder, own, form, indices))
-
-    return min(map(tried, forms), key=lambda trial: trial.cost)
+    trials = []
+    for form in _index_forms(indices):
+        trial = Trial(CostRecorder(), state.copy())
+        code_indices(trial.recorder, trial.state, form, indices)
+        trials.append(trial)
+    return _cheapest(trials)
 
 
-def _images(patterns: Tensor, matrix: Matrix, most: int = 2) -> list[Grid]:
-    """Return sizes of square images that columns may be points of.
+def _index_forms(indices: list[int]) -> list[TensorForm]:
+    """Return the forms of a list of indices that may be the shortest."""
+    forms = [TensorForm(Positions.ALL)]
+    if not all(earlier < later for earlier, later in pairwise(indices)):
+        return forms
+    forms.append(TensorForm(Positions.GAPS))
+    if indices and indices[-1] < min(LARGEST_MASK // 2, 64 * len(indices)):
+        bitmap = torch.zeros(1, indices[-1] + 1, dtype=torch.int32)
+        bitmap[0, indices] = 1
+        matrix = Matrix(1, range(bitmap.shape[1]), "indices")
+        for image in (NO_IMAGE, *_likely_images(bitmap, matrix)):
+            forms.append(TensorForm(Positions.MASK, image))
+    return forms
 
-    Units that read a point read the one below it more often than they read points a little further along the row.
+
+def _likely_images(patterns: Tensor, matrix: Matrix) -> list[ImageSize]:
+    """Return sizes of square images whose points the columns may be.
+
+    Units that read a point also read the one below it more often than the points a little further
+    along the row: at the width of the image, the autocorrelation of the columns has a peak.
     """
-    if matrix.rows * len(matrix.columns) < 64 or len(matrix.columns) < 8:
+    if matrix.size < 64 or len(matrix.columns) < 8:
         return []
     full = torch.zeros(matrix.rows, max(matrix.columns) + 1, dtype=torch.float32)
     full[:, list(matrix.columns)] = (patterns != 0).float()
-    sides = range(2, min(64, isqrt(full.shape[1]) + 4) + 1)
-    pairs = {
-        d: float((full[:, d:] * full[:, :-d]).sum())
-        for d in range(1, sides[-1] + 3)
-        if d < full.shape[1]
-    }
-    score = {
-        d: pairs[d] - (pairs.get(d - 2, pairs[d]) + pairs.get(d + 2, pairs[d])) / 2
-        for d in sides
-        if d in pairs
-    }
-    return [Grid(d, d) for d in sorted(score, key=lambda d: -score[d])[:most] if score[d] > 0]
+    most = min(_LARGEST_SIDE, isqrt(full.shape[1]) + 4)
+    pairs: dict[int, float] = {}  # by distance
+    for distance in range(1, min(most + 3, full.shape[1])):
+        pairs[distance] = float((full[:, distance:] * full[:, :-distance]).sum())
+    peaks: dict[int, float] = {}
+    for side in range(2, most + 1):
+        if side in pairs:
+            around = pairs.get(side - 2, pairs[side]) + pairs.get(side + 2, pairs[side])
+            peaks[side] = pairs[side] - around / 2
+    highest = sorted(peaks, key=lambda side: -peaks[side])[:_MOST_IMAGES]
+    return [ImageSize(side, side) for side in highest if peaks[side] > 0]
