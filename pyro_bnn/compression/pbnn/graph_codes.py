@@ -157,7 +157,7 @@ def code_operation(coder: Coder, state: State, place: int, previous: int) -> int
         FormatError: There is no such operation.
     """
     state.section = "graph"
-    ranked = list(dict.fromkeys((*LIKELY.get(previous, ()), *range(len(OPERATIONS)))))
+    ranked: list[int] = list(dict.fromkeys((*LIKELY.get(previous, ()), *range(len(OPERATIONS)))))
     rank = state.numbers.code(coder, ranked.index(place), ("operation", previous))
     if rank >= len(OPERATIONS):
         raise FormatError(f"expected one of {len(OPERATIONS)} operations, found number {rank}")
@@ -170,12 +170,12 @@ def operation_of(node: fx.Node, module: nn.Module) -> int:
     Raises:
         UnsupportedLayerError: The format does not have the operation.
     """
-    if node.op == "output":
-        return OPERATIONS.index(OUTPUT)
-    target: object = node.target
+    target: fx.node.Target | type[nn.Module] = node.target
     if node.op == "call_module":
         target = type(module.get_submodule(str(node.target)))
     for place, operation in enumerate(OPERATIONS):
+        if node.op == "output" and operation == OUTPUT:
+            return place
         if node.op == "call_module" and operation is target:
             return place
         if isinstance(operation, Operation) and operation.function is target:

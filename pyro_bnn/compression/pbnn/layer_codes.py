@@ -1,4 +1,4 @@
-"""The layers of a network: sizes, options and tensors of dense layers, convolutions, batch norms."""
+"""Dense layers, convolutions and batch norms: their sizes, options and tensors."""
 
 from __future__ import annotations
 
@@ -226,4 +226,4 @@ def _make(kind: Callable[..., _Layer], *args: Any, **kwargs: Any) -> _Layer:
             return kind(*args, device="meta", **kwargs)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         name = getattr(kind, "__name__", kind)
-        raise FormatError(f"expected a layer, found sizes of which no {name} exists: {error}") from error
+        raise FormatError(f"expected a layer, found sizes that no {name} has: {error}") from error

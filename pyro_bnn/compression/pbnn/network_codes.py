@@ -164,7 +164,9 @@ class _NetworkCoder:
         if self._layers:
             back = self._state.numbers.code(self._coder, self._source.layers_back(), "again")
             if back > len(self._layers):
-                raise FormatError(f"expected one of {len(self._layers)} layers, found number {back}")
+                raise FormatError(
+                    f"expected one of {len(self._layers)} layers, found number {back}"
+                )
             if back:
                 return self._layer_value(len(self._layers) - back, value)
         name = f"layer{len(self._layers)}"

@@ -7,6 +7,8 @@ describes the format needs no distinction between the two directions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,6 +22,15 @@ __all__ = ["LARGEST_SIZE", "Blank", "Given", "Source"]
 
 LARGEST_SIZE = 1 << 24
 LayerType = TypeVar("LayerType", bound=nn.Module)
+
+
+_BLANK_LAYERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
+    nn.Linear: partial(nn.Linear, 1, 1, device="meta"),
+    nn.Conv1d: partial(nn.Conv1d, 1, 1, 1, device="meta"),
+    nn.Conv2d: partial(nn.Conv2d, 1, 1, 1, device="meta"),
+    nn.BatchNorm1d: partial(nn.BatchNorm1d, 1, device="meta"),
+    nn.BatchNorm2d: partial(nn.BatchNorm2d, 1, device="meta"),
+}
 
 
 class Source(Protocol):
@@ -75,11 +86,9 @@ class Blank:
 
     def layer(self, kind: type[LayerType]) -> LayerType:
         """Return a layer without memory."""
-        if issubclass(kind, nn.modules.conv._ConvNd):
-            return kind(1, 1, kernel_size=1, device="meta")
-        if issubclass(kind, nn.Linear):
-            return kind(1, 1, device="meta")
-        return kind(1, device="meta")
+        layer = _BLANK_LAYERS[kind]()
+        assert isinstance(layer, kind)
+        return layer
 
 
 class Given:

@@ -150,14 +150,15 @@ class NumberGrid:
         Raises:
             FormatError: A number is too large for the type.
         """
-        limit = 1 << self._width - 1 - self.scale
+        bits = self._width - 1 - self.scale
         if self.fixed:
-            limit = 1 << _EXACT_BITS
+            bits = _EXACT_BITS
+        limit = 1 << bits
         for integer in integers:
             if not -limit <= integer < limit:
                 raise FormatError(
-                    f"expected numbers of type {self.dtype}, found larger ones: {integer} on a "
-                    f"grid of {limit:,} positive numbers"
+                    f"expected numbers of type {self.dtype}, found larger ones: {integer:,} on "
+                    f"a grid from {-limit:,} to {limit - 1:,}"
                 )
         if self.fixed:
             exact = [ldexp(integer, -self.scale) for integer in integers]

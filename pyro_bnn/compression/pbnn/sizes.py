@@ -138,6 +138,7 @@ class SizeMeter:
         layers = []
         for name, count in numbers.items():
             columns = ("positions", "values", "codebook", "biases")
-            layers.append(LayerSize(name, count, *[layer_bytes.get((name, c), 0.0) for c in columns]))
+            sizes = [layer_bytes.get((name, column), 0.0) for column in columns]
+            layers.append(LayerSize(name, count, *sizes))
         header = length - graph - sum(layer.total for layer in layers)
         return Sizes(tuple(layers), graph, header, length)

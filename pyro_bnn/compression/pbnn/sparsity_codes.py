@@ -154,7 +154,7 @@ def code_indices(
 def _code_bitmap(
     coder: Coder, state: State, image: ImageSize, indices: list[int] | None
 ) -> list[int]:
-    """Code ascending indices as a mask of one row, whose length is a multiple of the image width."""
+    """Code ascending indices as a mask of one row, in whole rows of the image."""
     image = _code_image(coder, state, image)
     width = max(1, image.width)
     rows_before = 0

@@ -123,7 +123,7 @@ def _with_cheapest_values(candidate: _PositionTrial, matrix: Matrix, patterns: T
         values = values[torch.as_tensor(nonzero.indices, dtype=torch.int64)]
     value_forms = [replace(form, values=Values.RAW)]
     numbers = [0] * len(values)  # raw numbers are not looked at
-    is_codable = len(values) <= _LONG or len(values.unique()) <= LARGEST_CODEBOOK
+    is_codable = len(values) <= _LONG or len(torch.unique(values)) <= LARGEST_CODEBOOK
     if is_codable and len(values):
         numbers = values.tolist()
         value_forms += _value_forms(form, state, numbers)
