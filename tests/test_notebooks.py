@@ -1,5 +1,7 @@
-"""Every notebook runs, and is the one its source makes."""
+"""Every notebook runs, is made from its source, and shows the pictures of its last run."""
 
+import os
+import runpy
 from pathlib import Path
 
 import jupytext
@@ -8,43 +10,47 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SOURCES = sorted(NOTEBOOKS.glob("*.py"))
+SOURCES = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+COMMAND = runpy.run_path(str(NOTEBOOKS / "execute.py"))
+EACH = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 
 def test_there_are_notebooks():
     assert SOURCES
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_notebook_is_made_from_its_source(source):
+def committed(source):
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+@EACH
+def test_the_cells_are_those_of_the_source(source):
     made = jupytext.read(source)
-    committed = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-    assert [(cell.cell_type, cell.source) for cell in committed.cells] == [
-        (c.cell_type, c.source) for c in made.cells
-    ], f"{source.name} was changed: jupytext --to ipynb notebooks/{source.name}"
-    assert not any(cell.get("outputs") for cell in committed.cells), (
-        "commit notebooks without outputs"
-    )
+    expected = [(cell.cell_type, cell.source) for cell in made.cells]
+    stored = [(cell.cell_type, cell.source) for cell in committed(source).cells]
+    assert stored == expected, f"run python notebooks/execute.py {source.name[:2]}"
 
 
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # of the notebook machinery; the notebook's own warnings are in its own process
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_notebook_runs(source, tmp_path, monkeypatch):
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
-    monkeypatch.setenv(
-        "OMP_NUM_THREADS", "1"
-    )  # other tests run beside it: threads would wait for each other
-    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-    NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
-    assert any(
-        output.output_type == "display_data"
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-    )
+@EACH
+def test_the_outputs_are_stored_without_errors_and_large_pictures(source):
+    notebook = committed(source)
+    pictures = COMMAND["pictures"](notebook)
+    assert pictures
+    assert max(map(len, pictures)) * 3 // 4 <= COMMAND["LARGEST_PICTURE"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count
+            assert all(output.output_type != "error" for output in cell.outputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the notebook machinery, not of the notebook
+@EACH
+def test_the_notebook_runs(source, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
+    python_path = os.pathsep.join([str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", python_path)
+    notebook = committed(source)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    assert COMMAND["pictures"](notebook)

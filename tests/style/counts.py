@@ -5,7 +5,8 @@ Without folders, the library is counted: ``pyro_bnn``, ``models`` and ``guides``
 ``statements``
     Nodes of kind ``ast.stmt``, docstrings excluded.
 ``comprehensions``
-    List, set and dict comprehensions, generator expressions, and calls of ``map`` or ``filter`` with a lambda.
+    List, set and dict comprehensions, generator expressions, and calls of ``map`` or ``filter``
+    with a lambda.
 ``nested comprehensions``
     Comprehensions that contain another comprehension.
 ``conditional expressions``
@@ -15,8 +16,8 @@ Without folders, the library is counted: ``pyro_bnn``, ``models`` and ``guides``
 ``long lines``
     Lines of more than 100 characters.
 ``signatures with Any``
-    Functions that mention ``Any`` or ``object`` in the annotation of a parameter or of the result, as a
-    fraction of all functions. Annotations that Python prescribes (``__eq__``) are excluded.
+    Functions that mention ``Any`` or ``object`` in the annotation of a parameter or of the result,
+    as a fraction of all functions. Annotations that Python prescribes (``__eq__``) are excluded.
 """
 
 from __future__ import annotations
