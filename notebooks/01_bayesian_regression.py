@@ -34,7 +34,7 @@ from pyro_bnn.guides import MeanField
 from pyro_bnn.models import linear_regression, mlp_regression
 
 torch.manual_seed(0)
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## Linear regression, where the truth is known

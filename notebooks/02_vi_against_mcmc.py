@@ -44,7 +44,7 @@ with warnings.catch_warnings():  # ArviZ 0.x announces its next version once a d
     import arviz as az
 
 torch.manual_seed(0)
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## One model

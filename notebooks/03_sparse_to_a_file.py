@@ -31,12 +31,12 @@ import matplotlib.pyplot as plt
 import torch
 
 from pyro_bnn import compression, fit, linear_warmup
-from pyro_bnn.datasets import base as data
+from pyro_bnn.datasets import digits as load_digits
 from pyro_bnn.distributions import kl_log_uniform, kl_log_uniform_approximate
 from pyro_bnn.guides import SparseVariationalDropout
 from pyro_bnn.models import lenet_300_100
 
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## The formula
@@ -67,7 +67,7 @@ axes.legend(frameon=False)
 
 # %%
 torch.manual_seed(0)
-digits = data.digits()
+digits = load_digits()
 model = lenet_300_100(len(digits.x_train), inputs=64)
 guide = SparseVariationalDropout(model)
 result = fit(

@@ -1,4 +1,4 @@
-"""The package as a whole: what imports what, what is light, what is documented, what is installed."""
+"""The package as a whole: directions of imports, light imports, documented names."""
 
 import ast
 import importlib
@@ -86,7 +86,7 @@ def is_within(name, package):
 
 
 def package_of(name):
-    """Return the part of the house that a module name lies in: "training" for "pyro_bnn.training.loop"."""
+    """Return the package of a module: "training" for "pyro_bnn.training.loop"."""
     parts = name.split(".")
     return parts[1] if parts[0] == "pyro_bnn" and len(parts) > 1 else None
 
