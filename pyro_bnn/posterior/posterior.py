@@ -126,7 +126,7 @@ class Posterior:
         loss = loss.to(device)
         guide = loss.guide.guide if isinstance(loss.guide, Reparameterized) else loss.guide
         arguments = tuple(argument.to(device) for argument in example)
-        return cls(DrawSource(loss.model, guide, None, loss.statements, arguments))
+        return cls(DrawSource(loss.model, guide, None, loss.param_store, arguments))
 
     # --- draws ------------------------------------------------------------------------------------
 

@@ -160,8 +160,8 @@ class DeferredSample(Tensor):
     ) -> DeferredSample:
         """Return a sample with these attributes."""
         nan = distribution.mean.new_full((), math.nan)
-        sample: DeferredSample = nan.expand(distribution.batch_shape + distribution.event_shape)
-        sample = sample.as_subclass(DeferredSample)
+        placeholder = nan.expand(distribution.batch_shape + distribution.event_shape)
+        sample = placeholder.as_subclass(DeferredSample)
         sample.draw = draw
         sample.distribution = distribution
         sample.scales = scales
@@ -189,7 +189,7 @@ class DeferredSample(Tensor):
             value = value * scale.materialize()
         return value
 
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
         kind = type(self.distribution).__name__
         return f"DeferredSample({self.draw.name!r}, {kind}, shape={tuple(self.shape)})"
 
@@ -203,7 +203,7 @@ class DeferredSample(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in METADATA:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         operation = OPERATIONS.get(func)
         if operation is not None and kwargs.keys() <= operation.keywords:
             result = operation.rule(*args, **kwargs)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, LogNormal, Normal
 
 from pyro_bnn.distributions import Point, TruncatedLogNormal
+from pyro_bnn.distributions.shapes import broadcast_shapes
 
 from .deferred import DeferredSample, getter, implements, materialized
 from .layer_rules import AffineOp, draw_output, draw_per_example, scaled, transposed
@@ -142,7 +143,7 @@ def square_root(input: DeferredSample) -> DeferredSample | None:
     if not isinstance(distribution, LogNormal):
         return None
     # log z ~ N(m, s^2)  =>  log sqrt(z) ~ N(m / 2, s^2 / 4)
-    root = dist.LogNormal(distribution.loc / 2, distribution.scale / 2, validate_args=False)
+    root = LogNormal(distribution.loc / 2, distribution.scale / 2, validate_args=False)
     return input.map_distribution(root, torch.sqrt)
 
 
@@ -155,8 +156,9 @@ def _deferred_first(input: Operand, other: Operand) -> tuple[DeferredSample, Ope
 
 
 def _broadcast_shape(sample: DeferredSample, operand: Operand) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(sample.shape, getattr(operand, "shape", ()))
-    return shape
+    if not isinstance(operand, Tensor):
+        return sample.shape
+    return broadcast_shapes(sample.shape, operand.shape)
 
 
 # --- Layers: the output is drawn ------------------------------------------------------------------
@@ -314,10 +316,7 @@ def convolution(
     """Apply a convolution over the given number of spatial axes."""
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # A weight is (outputs, inputs / groups, ...): with groups, axis 1 does not cover all inputs.
-    weight_in = 1
-    if groups != 1:
-        weight_in = None
-    op = AffineOp(function, options, channel=-1 - axes, weight_in=weight_in, weight_out=0)
+    op = AffineOp(function, options, -1 - axes, weight_in=_inner_axis(groups), weight_out=0)
     return draw_layer(op, input, weight, bias)
 
 
@@ -342,11 +341,15 @@ def transposed_convolution(
         "dilation": dilation,
     }
     # A weight is (inputs, outputs / groups, ...): with groups, axis 1 does not cover all outputs.
-    weight_out = 1
-    if groups != 1:
-        weight_out = None
-    op = AffineOp(function, options, channel=-1 - axes, weight_in=0, weight_out=weight_out)
+    op = AffineOp(function, options, -1 - axes, weight_in=0, weight_out=_inner_axis(groups))
     return draw_layer(op, input, weight, bias)
+
+
+def _inner_axis(groups: int) -> int | None:
+    """Return axis 1 of the weight of a convolution if it runs over all channels of the layer."""
+    if groups == 1:
+        return 1
+    return None
 
 
 implements(F.conv1d)(functools.partial(convolution, F.conv1d, 1))

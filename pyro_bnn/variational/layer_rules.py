@@ -1,9 +1,10 @@
 r"""Rules for the distribution of a weight: scaled, transposed, and inside a layer.
 
 A layer that is affine in its weight maps the distribution of the weight to the distribution of its
-output. The rules below say how, one for each kind of distribution (:func:`functools.singledispatch`);
-``draw_output.register`` adds a rule for another kind. Nothing here knows of deferred samples:
-:mod:`pyro_bnn.variational.reparameterization` applies the rules while a network runs.
+output. The rules below do so, one for each kind of distribution, by
+:func:`functools.singledispatch`; ``draw_output.register`` adds a rule for another kind. Nothing
+here knows of deferred samples: :mod:`pyro_bnn.variational.reparameterization` applies the rules
+while a network runs.
 """
 
 from __future__ import annotations
@@ -96,7 +97,13 @@ def scaled(distribution: Distribution, factor: Tensor | float) -> Distribution |
 @scaled.register
 def _scale_normal(distribution: Normal, factor: Tensor | float) -> Distribution:
     mean = distribution.mean * factor
-    return dist.Normal(mean, distribution.stddev * abs(factor), validate_args=False)
+    return dist.Normal(mean, distribution.stddev * _magnitude(factor), validate_args=False)
+
+
+def _magnitude(factor: Tensor | float) -> Tensor | float:
+    if isinstance(factor, Tensor):
+        return factor.abs()
+    return abs(factor)
 
 
 @scaled.register
@@ -137,7 +144,7 @@ def _transpose_point(distribution: Point, dim0: int, dim1: int) -> Distribution:
 def _transpose_log_normal(distribution: LogNormal, dim0: int, dim1: int) -> Distribution:
     loc = distribution.loc.transpose(dim0, dim1)
     scale = distribution.scale.transpose(dim0, dim1)
-    return dist.LogNormal(loc, scale, validate_args=False)
+    return LogNormal(loc, scale, validate_args=False)
 
 
 @transposed.register

@@ -453,7 +453,7 @@ def test_parameter_statements_of_functions_become_parameters_of_the_loss(toy):
     parameters = dict(loss.named_parameters())
     assert any(p is encoder.weight for p in parameters.values())
     assert any(p is encoder.bias for p in parameters.values())
-    raw = parameters["statements.unconstrained.q/scale"]
+    raw = parameters["param_store.unconstrained.q/scale"]
     assert torch.allclose(raw.detach().exp(), torch.tensor(0.2))
     # and they are trained: the divergence alone pulls the scale to that of the prior
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
@@ -515,7 +515,7 @@ def test_stock_autoguides_agree_with_the_loss_of_pyro(autoguide, prior, toy):
         )
     assert [name for name, _ in loss.named_parameters() if name.startswith("guide.")]
     assert not list(
-        loss.statements.parameters()
+        loss.param_store.parameters()
     )  # the guide was built in the first call, and keeps what it declared
 
 
