@@ -22,7 +22,7 @@ from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.tensor_files import write_atomically
 
 from .pruning.graph import UnsupportedLayerError, graph_of
-from .pruning.posterior_pruning import Pruned
+from .pruning.pruned_network import Pruned
 
 __all__ = [
     "ExportError",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .latency import Latency, macs, readable
 from .pbnn.sizes import Sizes
-from .pruning.posterior_pruning import Pruned
+from .pruning.pruned_network import Pruned
 from .quantization.precision import bits_per_layer
 from .rates import csr_rate, fast_prediction_rate, maximum_compression_rate
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_bnn.compression.pruning.posterior_pruning import Pruned
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.compression.quantization.codebooks import quantize
 from pyro_bnn.compression.quantization.fine_tuning import fine_tune, fine_tune_pruned
 from pyro_bnn.datasets import Dataset

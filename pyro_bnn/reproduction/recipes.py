@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from pyro_bnn import compression, guides, likelihoods, priors
-from pyro_bnn.compression.pruning.posterior_pruning import GroupMeasure, Pruned
+from pyro_bnn.compression.pruning.noise_measures import GroupMeasure
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.compression.pruning.restriction import restrict
 from pyro_bnn.models import MLP, lenet_5
 from pyro_bnn.network import BayesianNet

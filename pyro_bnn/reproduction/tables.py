@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bnn import compression
-from pyro_bnn.compression.pruning.posterior_pruning import Pruned
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.compression.pruning.restriction import restrict
 from pyro_bnn.datasets import cifar10, cifar10_jpeg, hold_out, mnist, with_random_labels
 from pyro_bnn.datasets.base import Dataset, data_folder

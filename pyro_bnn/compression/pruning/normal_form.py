@@ -213,7 +213,7 @@ def _is_batch_size(entry: Argument) -> bool:
         return False
     if shape.target == "size":
         return len(shape.args) == 1
-    return shape.target is getattr and shape.args[1] == "shape"
+    return bool(shape.target is getattr and shape.args[1] == "shape")
 
 
 def _mean(dim: _Size, keepdim: bool = False) -> Step:

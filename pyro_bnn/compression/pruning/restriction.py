@@ -1,16 +1,17 @@
-r"""Going on after pruning: the same posterior, over the weights that are left.
+r"""Training after pruning: the same posterior, restricted to the remaining weights.
 
-Pruning removes units whose weights are noise. What is left of the posterior,
+Pruning removes units whose weights are noise. The fit continues on the restricted posterior,
 
 .. math:: q(w_K) = \prod_{i \in K} q_i(w_i), \qquad K \text{ the weights of the smaller network},
 
-is where the fit goes on, with the posterior's own objective: same prior, same likelihood, same family, in less time.
+with the same prior, likelihood and variational family as before, in less time.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,68 +19,94 @@ from torch import Tensor, nn
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.priors import Prior
+from pyro_bnn.variational.guide import FactorizedGuide
 
-from .posterior_pruning import Pruned
+from .pruned_network import Pruned
 
-__all__ = ["restrict"]
+__all__ = ["Restriction", "restrict"]
+
+
+class Restriction(NamedTuple):
+    """A model of the smaller network, and its guide."""
+
+    model: BayesianNet
+    guide: FactorizedGuide
 
 
 @torch.no_grad()
-def restrict(posterior: Posterior, pruned: Pruned) -> tuple[BayesianNet, nn.Module]:
-    """Return model and guide of the smaller network, where ``fit`` goes on.
+def restrict(posterior: Posterior, pruned: Pruned) -> Restriction:
+    """Return model and guide of the smaller network, with which ``fit`` continues.
 
-    Weights inside the units that are left keep their posteriors, those that pruning set to zero included: they may come
-    back. Biases are those of the smaller network, the constants of removed units among them.
+    The remaining weights keep their posteriors, including single weights that pruning set to zero:
+    these may become nonzero again. Biases are those of the smaller network, with the constants of
+    removed units folded into them.
 
     Args:
-        posterior: what was pruned, the result of ``fit`` with a guide that factorises over the weights.
-        pruned: what :func:`~pyro_bnn.compression.prune` made of it.
+        posterior: the result of ``fit`` with a guide that factorizes over the weights.
+        pruned: the result of :func:`~pyro_bnn.compression.prune` for this posterior.
+
+    Returns:
+        (model, guide), copies that share nothing with the posterior.
 
     Raises:
-        TypeError: the posterior has no such guide.
-        ValueError: ``pruned`` belongs to another posterior.
+        TypeError: if the posterior has no such guide.
+        ValueError: if ``pruned`` belongs to another posterior.
     """
     model, guide = posterior.model, posterior.guide
-    if not isinstance(model, BayesianNet) or not hasattr(guide, "families"):
+    if not isinstance(model, BayesianNet) or not isinstance(guide, FactorizedGuide):
+        kind = "draws of a sampler" if guide is None else type(guide).__name__
         raise TypeError(
-            "restricted: expected the posterior of a BayesianNet with a factorised guide such as MeanField or "
-            f"SparseVariationalDropout, got {type(guide).__name__ if guide is not None else 'draws of a sampler'}"
+            "restrict: expected the posterior of a BayesianNet with a factorized guide such as "
+            f"MeanField or SparseVariationalDropout, got {kind}"
         )
-    left = {site.name: pruned.kept[site.name] for site in model.sites if site.name in pruned.kept}
-    if set(left) != set(model.names):
-        raise ValueError(
-            f"restricted: the pruned network has {', '.join(pruned.kept)}; expected every weight of the posterior, "
-            f"{', '.join(model.names)}"
-        )
-    priors: dict[str | type[nn.Module], Prior | None] = {
-        name: copy.deepcopy(model.prior_of(name)) for name in model.names
-    }
+    for name in model.names:
+        if name not in pruned.kept:
+            raise ValueError(
+                f"restrict: the pruned network has {', '.join(pruned.kept)}; expected every weight "
+                f"of the posterior, {', '.join(model.names)}"
+            )
+    priors: dict[str | type[nn.Module], Prior | None] = {}
+    for name in model.names:
+        priors[name] = copy.deepcopy(model.prior_of(name))
     smaller = BayesianNet(
         pruned.module, priors, model.likelihood, model.num_data, model.subsample_size
     )
-    shapes = {name: value.shape for name, value in model.weights().items()}
-    cut = copy.deepcopy(guide)
-    for site, family in cut.families().items():
-        stem = next((name for name in left if site == name or site.startswith(f"{name}.")), None)
-        if stem is not None:
-            _cut(family, left[stem], shapes[stem])
-    return smaller, cut
+    restricted = copy.deepcopy(guide)
+    weights = model.weights()
+    for site, family in restricted.families().items():
+        weight = _weight_of_site(site, model.names)
+        if weight is not None:
+            _restrict_family(family, pruned.kept[weight], weights[weight].shape)
+    return Restriction(smaller, restricted)
 
 
-def _cut(family: nn.Module, kept: Sequence[Tensor], shape: torch.Size) -> None:
-    """Cut every tensor of a family to the weights that are kept; an axis of size one stands for all of them."""
-    for name, tensor in (
-        *family.named_parameters(recurse=False),
-        *family.named_buffers(recurse=False),
-    ):
-        if tensor.dim() != len(shape):
-            continue
-        value = tensor.detach()
-        for axis, index in enumerate(kept):
-            if value.shape[axis] == shape[axis]:
-                value = value.index_select(axis, index.to(value.device))
-        setattr(
-            family,
-            name,
-            nn.Parameter(value.clone()) if isinstance(tensor, nn.Parameter) else value.clone(),
-        )
+def _weight_of_site(site: str, weights: Iterable[str]) -> str | None:
+    """Return the weight to which a site belongs: ``"fc1.weight"`` for ``"fc1.weight.scale"``."""
+    for name in weights:
+        if site == name or site.startswith(f"{name}."):
+            return name
+    return None
+
+
+def _restrict_family(family: nn.Module, kept: Sequence[Tensor], shape: torch.Size) -> None:
+    """Cut every tensor of a family to the remaining weights.
+
+    Args:
+        family: with parameters that broadcast to the weight; an axis of size one stands for all.
+        kept: for each axis of the weight, the remaining indices.
+        shape: of the weight before pruning.
+    """
+    for name, parameter in list(family.named_parameters(recurse=False)):
+        if parameter.dim() == len(shape):
+            setattr(family, name, nn.Parameter(_restricted(parameter, kept, shape)))
+    for name, buffer in list(family.named_buffers(recurse=False)):
+        if buffer.dim() == len(shape):
+            setattr(family, name, _restricted(buffer, kept, shape))
+
+
+def _restricted(tensor: Tensor, kept: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    values = tensor.detach()
+    for axis, index in enumerate(kept):
+        if values.shape[axis] == shape[axis]:
+            values = values.index_select(axis, index.to(values.device))
+    return values.clone()

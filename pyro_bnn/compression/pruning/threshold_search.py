@@ -1,10 +1,13 @@
-"""Choosing thresholds: the gaps of the histogram propose, validation data decide.
+"""Thresholds for pruning: gaps in the histogram propose them, validation data decide.
 
-Where pruning works, the measures of what is needed and of what is not (log alpha of weights, log alpha or the negative
-log of the mode of group scales) lie apart, and any threshold in the gap between them is as good as another. The widest
-gaps are tried; the one that leaves the fewest weights is taken, as long as the error on validation data does not rise.
+Where pruning works, the measures of the weights (log alpha) and groups (see
+:func:`~pyro_bnn.compression.group_measures`) that are needed lie apart from those that are not, and
+any threshold in the gap between them is as good as another. The widest gaps are tried. Of those at
+which the error on validation data does not increase, the one that leaves the fewest weights is
+chosen.
 
-Source: Louizos, Ullrich & Welling (2017), section 4.1 and appendix, who read the thresholds off the histograms.
+Source: Louizos, Ullrich & Welling (2017), section 4.1 and appendix, who read the thresholds off the
+histograms.
 """
 
 from __future__ import annotations
@@ -12,20 +15,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from pyro_bnn.likelihoods import Likelihood
 from pyro_bnn.metrics import classification_error
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.text_table import format_table
 
 from .graph import UnsupportedLayerError
-from .posterior_pruning import GroupMeasure, group_measures, keep_masks, log_alpha
+from .noise_measures import GroupMeasure, group_measures, log_alpha
+from .posterior_pruning import prunable_moments
 from .shrinking import EmptyNetworkError, shrink
 
 __all__ = ["ChosenThresholds", "TriedThreshold", "choose_thresholds", "gaps"]
 
+Candidates: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
+
 _GRID = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)  # for weights: log alpha has the same meaning everywhere
+_BATCH_SIZE = 1000  # of the validation data
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,10 @@ class TriedThreshold:
     """One threshold that was tried.
 
     Attributes:
-        names: of the weights that it is for.
-        threshold: what was tried; all others stood where they were.
-        kept: weights of the network that are then not zero.
-        error: on the validation data; infinite where nothing was left of the network.
+        names: of the weights that it applies to.
+        threshold: the value; all other thresholds stayed as they were.
+        kept: the number of nonzero weights of the pruned network.
+        error: on the validation data; infinite if the network became a constant.
     """
 
     names: tuple[str, ...]
@@ -47,16 +57,15 @@ class TriedThreshold:
 
 @dataclass(frozen=True)
 class ChosenThresholds:
-    """Thresholds for :func:`~pyro_bnn.compression.prune`, ``prune(posterior, chosen.threshold,
-    chosen.group_threshold)``.
+    """Thresholds for ``prune(posterior, chosen.threshold, chosen.group_threshold)``.
 
     Attributes:
         threshold: for each weight without a group prior.
         group_threshold: for each weight with one.
-        kept: weights that are not zero with these thresholds.
+        kept: the number of nonzero weights with these thresholds.
         error: of the pruned network on the validation data.
         unpruned_error: of the network at the posterior means.
-        tried: everything that was tried, in order.
+        tried: all thresholds that were tried, in order.
     """
 
     threshold: dict[str, float]
@@ -67,18 +76,17 @@ class ChosenThresholds:
     tried: list[TriedThreshold]
 
     def __str__(self) -> str:
-        rows = [f"{'threshold':>9}  {'kept':>9}  {'error':>8}  weights"]
-        rows += [
-            f"{row.threshold:9.3f}  {row.kept:9d}  {row.error:8.4f}  {', '.join(row.names)}"
-            for row in self.tried
-        ]
-        chosen = ", ".join(
-            f"{name} {t:.3f}" for name, t in (self.threshold | self.group_threshold).items()
+        rows = []
+        for row in self.tried:
+            names = ", ".join(row.names)
+            rows.append((f"{row.threshold:.3f}", row.kept, f"{row.error:.4f}", names))
+        table = format_table(("threshold", "kept", "error", "weights"), rows, "rrrl")
+        limits = self.threshold | self.group_threshold
+        chosen = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items())
+        return (
+            f"{table}\nchosen: {chosen}: {self.kept} weights, error {self.error:.4f}, "
+            f"before {self.unpruned_error:.4f}"
         )
-        rows.append(
-            f"chosen: {chosen}: {self.kept} weights, error {self.error:.4f}, before {self.unpruned_error:.4f}"
-        )
-        return "\n".join(rows)
 
 
 @torch.no_grad()
@@ -86,30 +94,33 @@ def choose_thresholds(
     posterior: Posterior,
     data: tuple[Tensor, Tensor],
     tolerance: float = 0.0,
-    candidates: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    candidates: Candidates | None = None,
     per_layer: bool = False,
     groups_by: GroupMeasure = "scale",
 ) -> ChosenThresholds:
-    """Return the thresholds of the largest compression whose validation error is as before, up to ``tolerance``.
+    """Return the thresholds that leave the fewest weights at the same validation error.
 
-    One number after the other is chosen, those of the others held: a threshold for all weights without a group prior
-    (or for each tensor of them), one for each tensor with a group prior, from the first layer to the last, twice. In
-    the first round the n-th of N may use n/N of the tolerance.
+    One threshold after another is chosen while the others are held: one for all weights without a
+    group prior (or one for each tensor of them), and one for each tensor with a group prior, from
+    the first layer to the last, twice. In the first round, the n-th of N thresholds may use the
+    fraction n/N of the tolerance.
 
     Args:
         posterior: of a ``BayesianNet``.
-        data: (x, y) that neither training nor test has seen.
-        tolerance: by how much the error may rise: for classes of the fraction that is wrong, 0.001 being a tenth of a
-            per cent; for regression of the root mean squared error.
-        candidates: thresholds to try, for all or for each name; the widest gaps of :func:`gaps` if not given, and for
-            weights also 0, 1, ..., 5.
+        data: (x, y), used neither for training nor for testing.
+        tolerance: by how much the error may increase. For classes, the error is the fraction of
+            wrong examples, so 0.001 is a tenth of a percent; for regression, it is the root mean
+            squared error in units of y.
+        candidates: thresholds to try, for all weights or by name. By default, the widest gaps of
+            :func:`gaps`, and for weights also 0, 1, ..., 5.
         per_layer: whether each tensor without a group prior has a threshold of its own.
-        groups_by: what the measure of a group is taken of: see :func:`~pyro_bnn.compression.group_measures`. ``prune``
-            must be told the same.
+        groups_by: the measure of a group: see :func:`~pyro_bnn.compression.group_measures`. Pass
+            the same to ``prune``.
 
     Raises:
         TypeError: as :func:`~pyro_bnn.compression.prune`.
-        ValueError: as :func:`~pyro_bnn.compression.prune`; no data, x and y of different lengths, a negative tolerance.
+        ValueError: as :func:`~pyro_bnn.compression.prune`; if there are no data, if x and y differ
+            in length, or if the tolerance is negative.
     """
     x, y = data
     if not 0 < len(x) == len(y):
@@ -118,100 +129,132 @@ def choose_thresholds(
         )
     if not tolerance >= 0:
         raise ValueError(f"choose_thresholds: expected a tolerance of at least 0, got {tolerance}")
-    keep_masks(posterior)  # what cannot be pruned is refused
-    search = _Search(posterior, x, y, groups_by)
-    alone = [name for name in search.names if name not in search.groups]
-    knobs = [(name,) for name in search.names if name in search.groups or per_layer]
-    knobs += [tuple(alone)] if alone and not per_layer else []
+    search = _Search(posterior, data, groups_by)
+    ungrouped = [name for name in search.names if name not in search.groups]
+    sets = _sets_with_one_threshold(search, ungrouped, per_layer)
     best = unpruned = search.attempt((), math.inf, {})
     limits: dict[str, float] = dict.fromkeys(search.names, math.inf)
-    for turn in range(2 if len(knobs) > 1 else 1):
-        for number, knob in enumerate(knobs, start=1):
-            allowed = unpruned.error + tolerance * (1 if turn else number / len(knobs))
-            tried = [search.attempt(knob, t, limits) for t in search.candidates(knob, candidates)]
-            good = [row for row in tried if row.error <= allowed and row.kept < best.kept]
-            if good:
-                best = min(good, key=lambda row: (row.kept, row.error))
-                limits |= dict.fromkeys(knob, best.threshold)
-    chosen = (
-        {name: limits[name] for name in alone},
-        {name: limits[name] for name in search.groups},
+    rounds = 1 if len(sets) == 1 else 2
+    for turn in range(rounds):
+        for number, names in enumerate(sets, start=1):
+            usable = 1.0 if turn > 0 else number / len(sets)
+            allowed = unpruned.error + tolerance * usable
+            better = []
+            for threshold in search.candidates(names, candidates):
+                row = search.attempt(names, threshold, limits)
+                if row.error <= allowed and row.kept < best.kept:
+                    better.append(row)
+            if better:
+                best = min(better, key=lambda row: (row.kept, row.error))
+                limits |= dict.fromkeys(names, best.threshold)
+    return ChosenThresholds(
+        threshold={name: limits[name] for name in ungrouped},
+        group_threshold={name: limits[name] for name in search.groups},
+        kept=best.kept,
+        error=best.error,
+        unpruned_error=unpruned.error,
+        tried=search.tried,
     )
-    return ChosenThresholds(*chosen, best.kept, best.error, unpruned.error, search.tried)
 
 
 def gaps(measures: Tensor, number: int = 12) -> list[float]:
-    """Return the middles of the widest gaps in the histogram of measures, from low to high.
+    """Return the midpoints of the widest gaps in the histogram of measures, in ascending order.
 
-    With more than 200 measures the gaps are those between every so many, so that the sparse ends of a dense histogram
-    do not count as gaps only because single values stand there.
+    Of more than 200 sorted measures, only every n-th is looked at, about 200 in all. Otherwise the
+    sparse ends of a dense histogram would count as gaps, because single values lie there.
 
     Args:
-        measures: of any shape; infinite ones are left out.
-        number: of gaps at most.
+        measures: of any shape; infinite ones are ignored.
+        number: the most gaps to return.
     """
     values = measures[measures.isfinite()].flatten().double().sort().values
     points = values[:: max(len(values) // 200, 1)]
     widths = points.diff()
     widest = widths.argsort(descending=True)[:number]
-    return sorted({float(points[i] + points[i + 1]) / 2 for i in widest.tolist() if widths[i] > 0})
+    widest = widest[widths[widest] > 0]
+    middles = (points[widest] + points[widest + 1]) / 2
+    return sorted(set(middles.tolist()))
+
+
+def _sets_with_one_threshold(
+    search: _Search, ungrouped: list[str], per_layer: bool
+) -> list[tuple[str, ...]]:
+    """Return the names of the weights that each threshold is for."""
+    sets: list[tuple[str, ...]] = []
+    for name in search.names:
+        if name in search.groups or per_layer:
+            sets.append((name,))
+    if ungrouped and not per_layer:
+        sets.append(tuple(ungrouped))
+    return sets
 
 
 class _Search:
-    """Tries thresholds on the network at the posterior means, and notes what comes of them."""
+    """Tries thresholds on the network at the posterior means, and records the results."""
 
-    def __init__(self, posterior: Posterior, x: Tensor, y: Tensor, groups_by: GroupMeasure) -> None:
-        self.posterior, self.x, self.y = posterior, x, y
-        self.names = posterior.model.names
-        moments = posterior.moments()
-        self.means = {name: moments[name][0] for name in self.names}
+    def __init__(
+        self, posterior: Posterior, data: tuple[Tensor, Tensor], groups_by: GroupMeasure
+    ) -> None:
+        moments = prunable_moments(posterior, "choose_thresholds")
+        self.model, self.data = posterior.model, data
+        self.names = list(moments)
         self.groups = group_measures(posterior, groups_by)
-        self.measures = {
-            name: self.groups.get(name, log_alpha(*moments[name])) for name in self.names
-        }
+        self.means = {name: mean for name, (mean, _) in moments.items()}
+        self.measures = dict(self.groups)
+        for name, (mean, variance) in moments.items():
+            if name not in self.groups:
+                self.measures[name] = log_alpha(mean, variance)
         self.tried: list[TriedThreshold] = []
 
-    def candidates(
-        self, names: tuple[str, ...], given: Sequence[float] | Mapping[str, Sequence[float]] | None
-    ) -> list[float]:
-        """Return what to try for these weights, from mild to strict."""
-        chosen = given.get(names[0]) if isinstance(given, Mapping) else given
+    def candidates(self, names: tuple[str, ...], candidates: Candidates | None) -> list[float]:
+        """Return the thresholds to try for some weights, from mild to strict."""
+        chosen = candidates.get(names[0]) if isinstance(candidates, Mapping) else candidates
         if chosen is None:
-            found = gaps(torch.cat([self.measures[name].flatten() for name in names]))
-            chosen = found if names[0] in self.groups else [*found, *_GRID]
-        return sorted({*chosen}, reverse=True)
+            measures = [self.measures[name].flatten() for name in names]
+            chosen = gaps(torch.cat(measures))
+            if names[0] not in self.groups:
+                chosen += _GRID
+        return sorted(set(chosen), reverse=True)
 
     def attempt(
         self, names: tuple[str, ...], threshold: float, others: Mapping[str, float]
     ) -> TriedThreshold:
-        """Return what a threshold for some of the weights leads to."""
-        limits = {
-            **dict.fromkeys(self.names, math.inf),
-            **others,
-            **dict.fromkeys(names, threshold),
-        }
-        weights = {
-            name: mean * (self.measures[name] < limits[name]) for name, mean in self.means.items()
-        }
-        net = self.posterior.model.network_with(weights).eval()
+        """Return the result of a threshold for some of the weights.
+
+        Args:
+            names: of these weights; without any, the attempt is not recorded.
+            threshold: for these weights.
+            others: the thresholds of other weights; without one, a weight is not pruned.
+        """
+        limits = {**others, **dict.fromkeys(names, threshold)}
+        weights = {}
+        for name, mean in self.means.items():
+            weights[name] = mean * (self.measures[name] < limits.get(name, math.inf))
+        full = self.model.network_with(weights).eval()
         try:
-            net = shrink(net).module
-            kept, error = self._count(net), self._error(net)
-        except EmptyNetworkError:
-            kept, error = 0, math.inf
+            net = shrink(full).module
         except UnsupportedLayerError:
-            kept, error = self._count(net), self._error(net)
-        row = TriedThreshold(names, threshold, kept, error)
-        self.tried += [row] if names else []
+            net = full
+        except EmptyNetworkError:
+            net = None
+        row = TriedThreshold(names, threshold, 0, math.inf)
+        if net is not None:
+            error = _validation_error(net, self.data, self.model.likelihood)
+            row = TriedThreshold(names, threshold, self._count_nonzero(net), error)
+        if names:
+            self.tried.append(row)
         return row
 
-    def _count(self, net: nn.Module) -> int:
+    def _count_nonzero(self, net: nn.Module) -> int:
         state = net.state_dict()
         return sum(int(state[name].count_nonzero()) for name in self.names)
 
-    def _error(self, net: nn.Module) -> float:
-        outputs = torch.cat([net(part) for part in self.x.split(1000)])
-        if not self.y.is_floating_point():
-            return classification_error(outputs, self.y)
-        mean = self.posterior.model.likelihood(outputs).mean
-        return float((mean - self.y).double().square().mean().sqrt())
+
+def _validation_error(net: nn.Module, data: tuple[Tensor, Tensor], likelihood: Likelihood) -> float:
+    """Return the fraction of wrong examples, or the root mean squared error of a regression."""
+    x, y = data
+    outputs = torch.cat([net(batch) for batch in torch.split(x, _BATCH_SIZE)])
+    if not y.is_floating_point():
+        return classification_error(outputs, y)
+    mean = likelihood(outputs).mean
+    return float((mean - y).double().square().mean().sqrt())

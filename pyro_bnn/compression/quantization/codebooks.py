@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bnn.compression.pruning.posterior_pruning import Pruned
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.compression.rates import entropy
 
 __all__ = ["Code", "Distortion", "codes", "k_means", "quantize", "value_bits"]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_bnn.compression.pruning.posterior_pruning import Pruned
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.runtime.malloc import retain_freed_memory
 from pyro_bnn.runtime.minibatches import TensorBatches
 

@@ -25,7 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bnn.compression.pruning.posterior_pruning import Pruned
+from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.priors.elementwise import Mixture
 
 from .codebooks import half

@@ -1,4 +1,4 @@
-"""The normal form: however a network is written down, its graph has the same nodes and is the same function."""
+"""The normal form: every way of writing a network has the same nodes, and is the same function."""
 
 import operator
 
@@ -12,7 +12,7 @@ from pyro_bnn.models import MLP, LeNet5, LeNet300100
 
 
 def operations(module):
-    """Return the steps of a graph, without names: layers by their type, functions with their arguments."""
+    """Return the steps of a graph: layers by their type, functions with their arguments."""
     steps = []
     for node in module.graph.nodes:
         if node.op == "call_module":
@@ -151,7 +151,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_one_step_has_one_form(name):
+def test_every_spelling_of_an_operation_has_one_form(name):
     torch.manual_seed(0)
     first, others, expected = ACTIVATIONS[name]
     x = torch.randn(3, 2, 6, 6)
@@ -166,7 +166,7 @@ def test_one_step_has_one_form(name):
         same(net, nn.Sequential(net[0], step), x)
 
 
-def test_sums_have_one_form():
+def test_every_spelling_of_a_sum_has_one_form():
     x = torch.randn(3, 4)
     bodies = [
         lambda self, x: self.layer0(x) + x,
@@ -213,8 +213,8 @@ def test_the_copy_has_the_names_of_the_original(net):
     assert torch.equal(again(x), module(x))
 
 
-def test_what_is_overwritten_is_overwritten():
-    """After ``h.relu_()`` whoever reads h reads its relu; an operation without a reader is not lost."""
+def test_operations_in_place_still_overwrite():
+    """After ``h.relu_()``, readers of h read its relu; an operation without readers is kept."""
 
     def body(self, x):
         h = self.layer0(x)
@@ -230,7 +230,7 @@ def test_what_is_overwritten_is_overwritten():
     assert not torch.allclose(net(x), written(body, net.layer0, net.layer1)(x) * 0)
 
 
-def test_anything_else_stays_as_it_was():
+def test_an_operation_without_normal_form_stays_as_it_was():
     def body(self, x):
         h = torch.cat([self.layer0(x), torch.sin(x)], 1).softmax(-1) * 2.0
         return F.max_pool1d(h[:, None], 2, return_indices=True)[0].reshape(-1)
@@ -242,12 +242,12 @@ def test_anything_else_stays_as_it_was():
     assert nn.Linear in operations(module)
 
 
-def test_an_option_left_at_its_default_is_no_second_input():
+def test_an_option_left_at_its_default_is_not_a_second_input():
     net = written(lambda self, x, scale=None: self.layer0(x), nn.Linear(3, 2))
     assert operations(graph_of(net)) == ["placeholder", nn.Linear, "output"]
 
 
-def test_what_is_no_feed_forward_network_is_refused():
+def test_a_network_that_is_not_feed_forward_is_an_error():
     layer = nn.Linear(3, 2)
     cases = {
         r"can trace, got TraceError": written(

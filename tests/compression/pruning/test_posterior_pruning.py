@@ -1,4 +1,4 @@
-"""Pruning: the masks are the thresholds, what is dead goes, and the smaller network is the same function."""
+"""Pruning: masks are those of the thresholds, and the smaller network is the same function."""
 
 import math
 
@@ -9,49 +9,19 @@ from torch import nn
 from pyro_bnn import BayesianNet, Posterior, fit, likelihoods, priors
 from pyro_bnn.compression import EmptyNetworkError, group_measures, keep_masks, prune
 from pyro_bnn.guides import (
-    GroupHorseshoe,
-    GroupNormalJeffreys,
     MeanField,
     PointEstimate,
     SparseVariationalDropout,
 )
 from pyro_bnn.models import LeNet5, LeNet300100, linear_regression
-
-
-def model_of(prior, n=50):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    return BayesianNet(net, prior, likelihoods.Categorical(), n)
-
-
-def scatter(guide, seed=1):
-    """Spread the parameters, so that some weights are signal and some are noise."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in guide.named_parameters():
-            spread = 1.5 if name.endswith(("log_scale", "log_variance")) else 0.3
-            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
-            if name.endswith("log_scale"):
-                parameter.clamp_(max=1.0)
-    return guide
-
-
-def network_of(posterior, masks):
-    """Return the full-size network with the weights outside of the masks at zero, written without pruning."""
-    return posterior.model.network_with(
-        {name: posterior.moments()[name][0] * mask for name, mask in masks.items()}
-    )
-
-
-def same_function(pruned, net, x):
-    expected = net.eval()(x).detach()
-    assert torch.allclose(
-        pruned.module(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
-    )
-    assert torch.allclose(
-        pruned.masked(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
-    )
-    return True
+from tests.compression.pruning.posteriors import (
+    model_of,
+    network_of,
+    same_function,
+    scatter,
+    sparse,
+    two_inputs_of_eight,
+)
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 3.0])
@@ -76,7 +46,7 @@ def test_masks_are_the_threshold_of_log_alpha(threshold):
     assert pruned.groups == {}
 
 
-def test_signal_to_noise_and_log_alpha_are_one_thing():
+def test_log_alpha_and_signal_to_noise_ratio_give_the_same_masks():
     model = model_of(priors.LogUniform())
     posterior = Posterior.from_guide(model, scatter(MeanField(model, init_scale=0.3)))
     masks, _ = keep_masks(posterior, threshold=1.5)
@@ -84,7 +54,7 @@ def test_signal_to_noise_and_log_alpha_are_one_thing():
         assert torch.equal(masks[name], mean.abs() / variance.sqrt() > math.exp(-1.5 / 2))
 
 
-def test_sparse_variational_dropout_prunes_what_it_calls_dropped():
+def test_masks_agree_with_the_log_alpha_of_sparse_variational_dropout():
     model = model_of(priors.LogUniform())
     guide = scatter(SparseVariationalDropout(model, init_log_variance=-2.0))
     masks, _ = keep_masks(Posterior.from_guide(model, guide))
@@ -93,139 +63,7 @@ def test_sparse_variational_dropout_prunes_what_it_calls_dropped():
     assert 0 < sum(int((~mask).sum()) for mask in masks.values()) < 45
 
 
-@torch.no_grad()
-def signal_in(model, keep):
-    """Return a posterior of known answer: weights are 1 with deviation 0.1 where they are kept, and 1000 elsewhere."""
-    guide = MeanField(model)
-    for name, family in guide.families().items():
-        family.loc.fill_(1.0)
-        family.log_scale.copy_(torch.where(keep[name], 0.1, 1000.0).log())
-    return Posterior.from_guide(model, guide)
-
-
-def sparse(model, seed=0):
-    """Return such a posterior with dead rows, dead columns and single zeros at random, and what it keeps."""
-    generator = torch.Generator().manual_seed(seed)
-    keep = {
-        name: torch.rand(value.shape, generator=generator) > 0.4
-        for name, value in model.weights().items()
-    }
-    for mask in keep.values():
-        mask[torch.rand(len(mask), generator=generator) < 0.3] = False
-    return signal_in(model, keep), keep
-
-
-def test_what_is_left_has_known_shapes():
-    model = model_of(priors.Normal())
-    keep = {
-        "0.weight": torch.zeros(5, 6, dtype=torch.bool),
-        "2.weight": torch.zeros(3, 5, dtype=torch.bool),
-    }
-    keep["0.weight"][[0, 2], 1:4] = True
-    keep["0.weight"][2, 1] = False  # a zero that stays, inside
-    keep["0.weight"][4, 5] = True  # nobody reads unit 4
-    keep["2.weight"][0, [0, 2, 3]] = True  # nothing leads to unit 3
-    posterior = signal_in(model, keep)
-    pruned = prune(posterior)
-    assert pruned.module.get_submodule("0").weight.tolist() == [[1, 1, 1], [0, 1, 1]]
-    assert pruned.module.get_submodule("2").weight.tolist() == [[1, 1], [0, 0], [0, 0]]
-    assert pruned.module.inputs.tolist() == [1, 2, 3]
-    assert [index.tolist() for index in pruned.kept["0.weight"]] == [[0, 2], [1, 2, 3]]
-    assert [index.tolist() for index in pruned.kept["2.weight"]] == [[0, 1, 2], [0, 2]]
-    expected = torch.zeros(5, 6, dtype=torch.bool)
-    expected[[0, 0, 0, 2, 2], [1, 2, 3, 2, 3]] = True
-    assert torch.equal(pruned.masks["0.weight"], expected)
-    assert int(pruned.masks["2.weight"].sum()) == 2
-    assert pruned.architecture == "3-2"
-    assert (pruned.ratio, pruned.dense_ratio) == (45 / 7, 45 / 12)
-    assert [(row.shape, row.new_shape, row.kept) for row in pruned.report] == [
-        ((5, 6), (2, 3), 5),
-        ((3, 5), (3, 2), 2),
-    ]
-    assert torch.equal(pruned.variances["0.weight"] > 1, torch.tensor([[0, 0, 0], [1, 0, 0]]) > 0)
-    assert pruned.variances["2.weight"].shape == (3, 2)
-    assert same_function(pruned, network_of(posterior, keep), torch.randn(20, 6))
-    assert "3-2" in str(pruned)
-    assert "2x3" in str(pruned)
-
-
-def test_the_report_adds_up():
-    model = model_of(priors.LogUniform())
-    pruned = prune(
-        Posterior.from_guide(model, scatter(MeanField(model, init_scale=0.3))), threshold=0.0
-    )
-    assert [(row.name, row.shape, row.total) for row in pruned.report] == [
-        ("0.weight", (5, 6), 30),
-        ("2.weight", (3, 5), 15),
-    ]
-    for row in pruned.report:
-        weight = pruned.module.get_submodule(row.name[0]).weight
-        assert row.new_shape == weight.shape
-        assert row.kept == int((weight != 0).sum()) == int(pruned.masks[row.name].sum())
-        assert row.sparsity == pytest.approx(1 - row.kept / row.total)
-    kept = sum(row.kept for row in pruned.report)
-    assert pruned.ratio == pytest.approx(45 / kept)
-    text = str(pruned)
-    assert f"{45 / kept:.1f} times fewer" in text
-    assert len({len(line) for line in text.splitlines()[:3]}) == 1
-
-
-def log_normal_measure(family):
-    return (2 * family.log_scale).exp() - family.loc
-
-
-@pytest.mark.parametrize(
-    "kind", ["jeffreys", "jeffreys page", "horseshoe", "decomposed", "decomposed page"]
-)
-def test_groups_go_as_whole_rows_and_columns(kind):
-    prior = {
-        "jeffreys": priors.NormalJeffreys(),
-        "horseshoe": priors.Horseshoe(),
-        "decomposed": priors.Horseshoe(decomposed=True),
-    }[kind.split()[0]]
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))
-    model = BayesianNet(net, prior, likelihoods.Categorical(), 50)
-    pages = {"jeffreys page": GroupNormalJeffreys, "decomposed page": GroupHorseshoe}
-    guide = scatter(pages[kind](model) if kind in pages else MeanField(model, init_scale=0.3))
-    families = guide.requires_grad_(False).families()
-    measures = {}
-    for name in ("0.weight", "2.weight"):
-        if "jeffreys" in kind:
-            z = families[f"{name}.scale"]
-            measures[name] = 2 * z.log_scale - z.loc.square().log()
-        elif "horseshoe" in kind:
-            measures[name] = log_normal_measure(families[f"{name}.scale"])
-        else:
-            a, b = families[f"{name}.scale.gamma"], families[f"{name}.scale.inverse_gamma"]
-            # log z = (log a + log b) / 2: its mean and variance
-            variance = ((2 * a.log_scale).exp() + (2 * b.log_scale).exp()) / 4
-            measures[name] = variance - (a.loc + b.loc) / 2
-    for name in measures:
-        check_groups(model, guide, measures, threshold=float(measures[name].median()) + 1e-4)
-
-
-def check_groups(model, guide, measures, threshold):
-    posterior = Posterior.from_guide(model, guide)
-    masks, groups = keep_masks(posterior, group_threshold=threshold)
-    assert groups["0.weight"].shape == (4, 1, 1, 1)
-    assert groups["2.weight"].shape == (1, 16)
-    kept = [measure < threshold for measure in measures.values()]
-    assert any(0 < int(keep.sum()) < keep.numel() for keep in kept)
-    for (name, keep), mask in zip(groups.items(), kept, strict=True):
-        assert torch.equal(keep, mask)
-        assert torch.equal(masks[name], mask.expand_as(masks[name]))
-    if not masks["0.weight"].any() or not masks["2.weight"].any():
-        with pytest.raises(EmptyNetworkError):
-            prune(posterior, group_threshold=threshold)
-        return
-    pruned = prune(posterior, group_threshold=threshold)
-    assert same_function(pruned, network_of(posterior, masks), torch.randn(7, 2, 4, 4))
-    features = groups["2.weight"][0].view(4, 4) & groups["0.weight"].view(4, 1)
-    assert pruned.architecture == f"{int(features.any(1).sum())}-{int(features.sum())}"
-
-
-def test_thresholds_by_name():
+def test_the_first_matching_pattern_gives_the_threshold():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     model = BayesianNet(net, {"0.weight": priors.NormalJeffreys(), "2.weight": priors.LogUniform()},
@@ -240,45 +78,52 @@ def test_thresholds_by_name():
     mean, variance = posterior.moments()["2.weight"]
     assert torch.equal(masks["2.weight"], variance / mean**2 < math.exp(s))
     mistakes = (
-        ({"0.*": 3.0}, r"no threshold fits 2.weight; there are '0\.\*'"),
+        (
+            {"0.*": 3.0},
+            r"keep_masks: no threshold matches 2.weight; the thresholds are for '0\.\*'",
+        ),
         (
             {"*": 3.0, "1.*": 2.0},
-            r"the threshold for '1\.\*' fits no weight; there are 0\.weight, 2\.weight",
+            r"the threshold for '1\.\*' matches no weight; the weights are 0\.weight, 2\.weight",
         ),
-        ("3", "numbers"),
+        ("3", "keep_masks: expected numbers as thresholds, got 3"),
     )
     for bad, message in mistakes:
         with pytest.raises(ValueError, match=message):
             keep_masks(posterior, bad)
-    with pytest.raises(ValueError, match=r"no threshold fits 0\.weight"):
+    with pytest.raises(ValueError, match=r"no threshold matches 0\.weight"):
         keep_masks(posterior, 3.0, {"2.weight": 3.0})
 
 
 def test_draws_are_pruned_by_their_moments():
     model = model_of(priors.NormalJeffreys())
     guide = Posterior.from_guide(model, scatter(MeanField(model, init_scale=0.3)))
-    given = Posterior.from_draws(model, guide.draws)
-    masks, groups = keep_masks(given, threshold=0.0)
-    pruned = prune(given, threshold=0.0)
-    weights = given.sample(100)["0.weight"]
+    posterior = Posterior.from_draws(model, guide.draws)
+    masks, groups = keep_masks(posterior, threshold=0.0)
+    pruned = prune(posterior, threshold=0.0)
+    weights = posterior.sample(100)["0.weight"]
     assert torch.equal(masks["0.weight"], weights.var(0) < weights.mean(0).square())
     assert groups == pruned.groups == {}
-    assert same_function(pruned, network_of(given, masks), torch.randn(9, 6))
+    assert same_function(pruned, network_of(posterior, masks), torch.randn(9, 6))
     rows, columns = pruned.kept["0.weight"]
     assert torch.allclose(pruned.variances["0.weight"], weights.var(0)[rows][:, columns])
 
 
-def test_what_cannot_be_pruned():
+def test_point_estimates_and_hand_written_programs_cannot_be_pruned():
     model = model_of(priors.Normal())
     with pytest.raises(ValueError, match=r"no variance.*not a point estimate"):
         prune(Posterior.from_guide(model, PointEstimate(model)))
+    with pytest.raises(ValueError, match=r"^keep_masks: the posterior has no variance"):
+        keep_masks(Posterior.from_guide(model, PointEstimate(model)))
+    with pytest.raises(TypeError, match=r"^prune: expected a Posterior, got BayesianNet"):
+        prune(model)
     program = linear_regression(5)
     guide = MeanField(program, torch.zeros(5, 1), torch.zeros(5))
     with pytest.raises(TypeError, match="hand-written program has no network to prune"):
         prune(Posterior.from_guide(program, guide))
 
 
-def test_a_mean_that_has_overflowed_is_refused():
+def test_a_mean_that_has_overflowed_is_an_error():
     model = model_of(priors.Horseshoe())
     guide = MeanField(model, init_scale=0.1)
     with torch.no_grad():
@@ -290,13 +135,13 @@ def test_a_mean_that_has_overflowed_is_refused():
 
 
 @pytest.mark.parametrize("which", ["all", "one layer"])
-def test_a_network_of_which_nothing_is_left_is_refused(which):
+def test_pruning_everything_is_an_error(which):
     torch.manual_seed(0)
     model = BayesianNet(LeNet5(size=16), priors.LogUniform(), likelihoods.Categorical(), 10)
     posterior = Posterior.from_guide(model, MeanField(model))
     threshold = -math.inf if which == "all" else {"fc1.weight": -math.inf, "*": math.inf}
     message = (
-        r"threshold=-inf .* no weight is left; raise"
+        r"threshold=-inf .* no weight remains; raise"
         if which == "all"
         else r"^fc1: .*constant; prune less"
     )
@@ -335,11 +180,11 @@ def test_a_network_that_cannot_be_traced_keeps_its_size():
     assert same_function(pruned, network_of(posterior, masks), torch.randn(9, 6))
     assert "keeps its size: Gated: expected a network that torch.fx can trace" in pruned.notes[0]
     assert pruned.notes[0] in str(pruned)
-    with pytest.raises(EmptyNetworkError, match="no weight is left"):
+    with pytest.raises(EmptyNetworkError, match="no weight remains"):
         prune(posterior, threshold=-math.inf)
 
 
-def test_images_may_come_as_before():
+def test_the_smaller_network_accepts_images_in_every_shape_of_the_original():
     torch.manual_seed(0)
     for net, shapes in (
         (LeNet5(size=16, filters=(3, 4), hidden=8), [(256,), (1, 16, 16)]),
@@ -358,59 +203,9 @@ def test_images_may_come_as_before():
         assert all(torch.allclose(output, expected, rtol=1e-5, atol=1e-5) for output in outputs)
 
 
-# --- other numbers, and training on -----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_constants_of_dead_units_live_on_in_the_biases():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3, bias=False))
-    model = BayesianNet(net, priors.Normal(), likelihoods.Categorical(), 50)
-    keep = {"0.weight": torch.rand(5, 6) > 0.4, "2.weight": torch.rand(3, 5) > 0.2}
-    keep["0.weight"][1] = False
-    posterior = signal_in(model, keep)
-    pruned = prune(posterior)
-    x = torch.randn(20, 6)
-    assert same_function(pruned, network_of(posterior, keep), x)
-    assert pruned.module.get_submodule("2").bias.any()
-    assert not pruned.masks["2.weight"][:, 1].any()
-    bias = pruned.module.get_submodule("2").bias + 1
-    changed = pruned.with_values(
-        {"2.bias": bias, "0.weight": 2 * pruned.module.get_submodule("0").weight}
-    )
-    assert torch.allclose(changed.module(x), changed.masked(x), atol=1e-5)
-    assert torch.equal(changed.masked.get_parameter("2.bias"), bias)
-    assert not torch.allclose(changed.module(x), pruned.module(x), atol=1e-2)
-
-
-def test_other_values():
-    model = model_of(priors.LogUniform())
-    pruned = prune(sparse(model)[0])
-    assert pruned.module.get_submodule("2").weight.shape < (3, 5)
-    before = {name: value.clone() for name, value in pruned.module.state_dict().items()}
-    weight = pruned.module.get_submodule("2").weight.detach().round(decimals=1)
-    weight[:, 0] = 0.0
-    changed = pruned.with_values({"2.weight": weight})
-    assert torch.equal(changed.module.get_submodule("2").weight, weight)
-    assert all(
-        torch.equal(value, before[name]) for name, value in pruned.module.state_dict().items()
-    )
-    assert (
-        changed.report[1].kept
-        == int(weight.count_nonzero())
-        == int(changed.masks["2.weight"].sum())
-    )
-    assert changed.report[0] == pruned.report[0]
-    x = torch.randn(9, 6)
-    assert torch.allclose(changed.module(x), changed.masked(x), atol=1e-6)
-    for name, value in (("2.weight", torch.zeros(3, 5)), ("3.weight", weight)):
-        with pytest.raises(ValueError, match=rf"{name}.*expected .*got"):
-            pruned.with_values({name: value})
-
-
 @pytest.mark.filterwarnings("ignore:site .*covariances between positions")
-def test_the_smaller_network_trains_on_and_is_pruned_again(monkeypatch):
-    # the first step is a plain one; what is traced then runs as it is, without waiting for the C++ compiler
+def test_the_smaller_network_can_be_trained_and_pruned_again(monkeypatch):
+    # traced operations run as they are, so that the test does not wait for the C++ compiler
     monkeypatch.setattr("pyro_bnn.runtime.compile.lowered", lambda graph, examples: graph)
     torch.manual_seed(0)
     x, y = torch.randn(64, 256), torch.randint(3, (64,))
@@ -435,51 +230,27 @@ def test_the_smaller_network_trains_on_and_is_pruned_again(monkeypatch):
     assert result.posterior.predict(x[:4], 5).mean.shape == (4, 3)
 
 
-def test_means_of_exactly_zero_are_dropped():
+def test_a_mean_of_exactly_zero_is_pruned():
     model = model_of(priors.LogUniform())
     guide = MeanField(model)
     guide.sites.get_submodule("0.weight").loc.data[0, 0] = 0.0
     assert not prune(Posterior.from_guide(model, guide)).masks["0.weight"][0, 0]
 
 
-def falling(epoch):
+def decaying(epoch):
     return 0.05 * 0.01 ** (epoch / 60)
 
 
-def toy(n=256):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n, 8, generator=generator)
-    y = 1.5 * x[:, 0] - 2.0 * x[:, 3] + 0.3 * torch.randn(n, generator=generator)
-    return x, y
-
-
 def test_inputs_without_influence_are_pruned():
-    """Two inputs of eight matter, at 5 and 7 noise deviations each: whatever is learned must separate them."""
-    x, y = toy()
+    x, y = two_inputs_of_eight()
     torch.manual_seed(0)
     model = BayesianNet(nn.Linear(8, 1), priors.LogUniform(), likelihoods.Gaussian(0.3), len(x))
     guide = MeanField(model, init_scale=0.05)
     result = fit(
-        model, guide, (x, y), epochs=60, batch_size=64, learning_rate=falling, progress=False
+        model, guide, (x, y), epochs=60, batch_size=64, learning_rate=decaying, progress=False
     )
     pruned = prune(result.posterior, threshold=0.0)
     mask = pruned.masks["weight"][0]
     assert mask[[0, 3]].all()
     assert int(mask.sum()) <= 3
     assert torch.allclose(pruned.module.weight[0, [0, 3]], torch.tensor([1.5, -2.0]), atol=0.1)
-
-
-def test_groups_without_influence_are_pruned():
-    x, y = toy()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1))
-    model = BayesianNet(
-        net, {"0.weight": priors.NormalJeffreys()}, likelihoods.Gaussian(0.3), len(x)
-    )
-    guide = GroupNormalJeffreys(model, init_log_variance=-4.0)
-    result = fit(
-        model, guide, (x, y), epochs=150, batch_size=64, learning_rate=0.02, progress=False
-    )
-    keep = prune(result.posterior, group_threshold=0.0).groups["0.weight"][0]
-    assert keep[[0, 3]].all()
-    assert int(keep.sum()) <= 3

@@ -1,4 +1,4 @@
-"""The posterior over the weights that are left, and training on."""
+"""The posterior restricted to the remaining weights: its parameters, its KL, and training."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def sparse(net, dead):
-    """A Sparse VD posterior in which the rows ``dead`` of the first layer are noise."""
+    """Return a Sparse VD posterior in which the rows ``dead`` of the first layer are noise."""
     model = BayesianNet(net, priors.LogUniform(), likelihoods.Categorical(), num_data=20)
     guide = SparseVariationalDropout(model)
     family = guide.families()[model.names[0]]
@@ -35,7 +35,7 @@ def sparse(net, dead):
     return Posterior.from_guide(model, guide)
 
 
-def test_parameters_are_those_of_the_weights_that_are_left():
+def test_the_remaining_weights_keep_their_variational_parameters():
     torch.manual_seed(0)
     posterior = sparse(MLP(4, (5,), 3), [1, 3])
     pruned = compression.prune(posterior)
@@ -49,13 +49,13 @@ def test_parameters_are_those_of_the_weights_that_are_left():
         assert torch.equal(
             getattr(after["3.weight"], name), getattr(before["3.weight"], name)[:, left]
         )
-    # no unit that is left was changed, so the smaller model at the guide's means is the pruned network
+    # nothing was folded, so the smaller model at the means of its guide is the pruned network
     x = torch.randn(7, 4)
-    own = Posterior.from_guide(model, guide).mean_network()
-    torch.testing.assert_close(own(x), pruned.module(x), rtol=1e-5, atol=1e-6)
+    at_means = Posterior.from_guide(model, guide).mean_network()
+    torch.testing.assert_close(at_means(x), pruned.module(x), rtol=1e-5, atol=1e-6)
 
 
-def test_kl_of_the_units_that_are_left_is_unchanged():
+def test_the_kl_of_the_remaining_units_is_unchanged():
     torch.manual_seed(0)
     posterior = sparse(MLP(4, (5,), 3), [])
     model, guide = restrict(posterior, compression.prune(posterior))
@@ -68,7 +68,7 @@ def test_kl_of_the_units_that_are_left_is_unchanged():
 
 
 @pytest.mark.parametrize(("prior", "family"), GROUPS.values(), ids=GROUPS)
-def test_scales_of_groups_are_cut_with_their_weights(prior, family):
+def test_scales_of_groups_are_restricted_with_their_weights(prior, family):
     torch.manual_seed(0)
     model = BayesianNet(
         LeNet5(size=16, filters=(4, 5), hidden=6), prior, likelihoods.Categorical(), num_data=20
@@ -102,14 +102,14 @@ def test_scales_of_groups_are_cut_with_their_weights(prior, family):
     assert all(torch.isfinite(torch.tensor(result.history["loss"])))
 
 
-def test_a_posterior_without_a_factorised_guide_is_refused():
+def test_a_posterior_without_a_factorized_guide_is_an_error():
     model = BayesianNet(nn.Linear(2, 2), priors.Normal(1.0), likelihoods.Categorical(), num_data=5)
     draws = Posterior.from_draws(model, {"weight": torch.randn(1, 50, 2, 2) + 5})
-    with pytest.raises(TypeError, match="draws of a sampler"):
+    with pytest.raises(TypeError, match=r"^restrict: .*got draws of a sampler"):
         restrict(draws, compression.prune(draws))
 
 
-def test_a_pruned_network_of_another_posterior_is_refused():
+def test_a_pruned_network_of_another_posterior_is_an_error():
     posterior = sparse(MLP(4, (5,), 3), [1])
     other = compression.prune(sparse(nn.Sequential(nn.Linear(4, 3)), []))
     with pytest.raises(ValueError, match=r"1\.weight, 3\.weight"):

@@ -1,4 +1,4 @@
-"""Thresholds: the gaps are where they were put, and validation data decide among them as they must."""
+"""Thresholds: gaps are found where they were made, and validation data decide among them."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import nn
 
 from pyro_bnn import BayesianNet, Posterior, likelihoods, priors
 from pyro_bnn.compression import choose_thresholds, prune
-from pyro_bnn.compression.pruning import threshold_search as choosing
+from pyro_bnn.compression.pruning import threshold_search
 from pyro_bnn.compression.pruning.threshold_search import gaps
 from pyro_bnn.guides import MeanField, PointEstimate
 
 
-def test_gaps_are_where_the_measures_are_not():
+def test_gaps_lie_between_the_measures():
     assert gaps(torch.tensor([5.0, -3.0, 5.5, -2.5, math.inf]), 1) == [1.25]
     assert gaps(torch.tensor([5.0, -3.0, 5.5, -2.5]), 9) == [-2.75, 1.25, 5.25]
     assert (
@@ -27,7 +27,7 @@ def test_gaps_are_where_the_measures_are_not():
 
 @torch.no_grad()
 def dense(measures, weights, prior=None, likelihood=None):
-    """Return a posterior with these log alphas (units, inputs) for a linear network behind an input layer of ones."""
+    """Return a posterior of a linear network with these log alphas (units, inputs)."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(weights.shape[1], len(weights)))
     net[1].bias.zero_()
     model = BayesianNet(
@@ -48,7 +48,7 @@ def dense(measures, weights, prior=None, likelihood=None):
 
 
 def problem():
-    """Inputs 0 and 1 tell the class, input 2 does so seldom, inputs 3 to 5 only blur it a little."""
+    """Return data whose class depends on inputs 0 and 1, a little on 2, and hardly on 3 to 5."""
     torch.manual_seed(0)
     x = torch.randn(400, 6)
     weights = torch.tensor([[2.0, -2.0, 0.4, 1e-3, 1e-3, -1e-3]])
@@ -83,7 +83,7 @@ def test_the_widest_gap_that_costs_nothing_is_chosen(grouped):
         assert pruned.report[0].kept == chosen.kept
 
 
-def test_the_table_says_what_was_tried():
+def test_the_table_lists_every_threshold_that_was_tried():
     x, y, weights = problem()
     posterior = dense(MEASURES.expand(2, -1), weights)
     chosen = choose_thresholds(posterior, (x, y), candidates=[-10.0, 10.0, 2.0, -1.0])
@@ -111,7 +111,7 @@ def test_the_table_says_what_was_tried():
 
 @torch.no_grad()
 def deep(prior):
-    """Return a network of two layers of which inputs 0 and 1 and units 0 and 1 are needed, and data of it."""
+    """Return a posterior that needs inputs 0, 1 and hidden units 0, 1, with data and measures."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
     model = BayesianNet(net, prior, likelihoods.Gaussian(0.1), 100)
@@ -145,7 +145,7 @@ def test_every_layer_has_its_own_gap():
     assert {row.names for row in chosen.tried} == {("0.weight",), ("2.weight",)}
 
 
-def test_groups_and_weights_are_chosen_together():
+def test_thresholds_of_groups_and_weights_are_chosen_together():
     x, y, _ = problem()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2))
@@ -163,19 +163,19 @@ def test_groups_and_weights_are_chosen_together():
 @pytest.mark.parametrize(
     "bug", ["the error is ignored", "the error before is forgotten", "the mildest wins"]
 )
-def test_bugs_are_seen(bug, seeded_bug):
+def test_the_chosen_thresholds_reveal_bugs(bug, seeded_bug):
     right, wrong = {
         "the error is ignored": ("row.error <= allowed and ", ""),
         "the error before is forgotten": ("unpruned.error + tolerance", "0.5 + tolerance"),
-        "the mildest wins": ("best = min(good", "best = max(good"),
+        "the mildest wins": ("best = min(better", "best = max(better"),
     }[bug]
-    seeded_bug(choosing, "choose_thresholds", right, wrong)
+    seeded_bug(threshold_search, "choose_thresholds", right, wrong)
     x, y, weights = problem()
     posterior = dense(MEASURES.expand(2, -1), weights)
-    assert choosing.choose_thresholds(posterior, (x, y)).kept != 6
+    assert threshold_search.choose_thresholds(posterior, (x, y)).kept != 6
 
 
-def test_what_cannot_be_chosen_by():
+def test_unusable_data_and_posteriors_are_errors():
     x, y, weights = problem()
     posterior = dense(MEASURES.expand(2, -1), weights)
     with pytest.raises(ValueError, match="as many x as y, at least one, got 400 and 3"):
@@ -184,7 +184,7 @@ def test_what_cannot_be_chosen_by():
         choose_thresholds(posterior, (x[:0], y[:0]))
     with pytest.raises(ValueError, match="tolerance of at least 0, got -1"):
         choose_thresholds(posterior, (x, y), tolerance=-1)
-    with pytest.raises(ValueError, match="no variance"):
+    with pytest.raises(ValueError, match=r"^choose_thresholds: the posterior has no variance"):
         choose_thresholds(
             Posterior.from_guide(posterior.model, PointEstimate(posterior.model)), (x, y)
         )
