@@ -31,6 +31,7 @@ from .quantization.codebooks import quantize as quantize
 from .quantization.fine_tuning import fine_tune as fine_tune
 from .quantization.fine_tuning import fine_tune_pruned as fine_tune_pruned
 from .quantization.precision import bits_per_layer as bits_per_layer
+from .quantization.precision import fixed_point as fixed_point
 from .quantization.precision import rounded as rounded
 from .quantization.precision import significand_bits as significand_bits
 from .quantization.weight_sharing import WeightSharing as WeightSharing

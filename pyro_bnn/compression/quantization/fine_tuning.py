@@ -1,23 +1,26 @@
-r"""Fine-tuning of a pruned network: the nonzero numbers learn on, zeros stay, and codebooks stay codebooks.
+r"""Fine-tuning of a pruned network: nonzero numbers are trained, zeros and codebooks are kept.
 
-A network after pruning is a vector v of its nonzero numbers, weights and biases, at fixed positions. With codebooks,
-:math:`v_i = c_{k_i}`, and the gradient of a centroid is the sum of those of its weights,
+A pruned network is a vector v of its nonzero numbers, weights and biases, at fixed positions. With
+codebooks, :math:`v_i = c_{k_i}`, and the gradient of a centroid is the sum of those of its weights,
 
 .. math:: \frac{\partial L}{\partial c_k} = \sum_{i: k_i = k} \frac{\partial L}{\partial v_i} .
 
-``"centroids"`` learns these alone, assignments fixed. ``"straight-through"`` also keeps a latent number per weight,
-which gets the gradient of its centroid as if it were its own and is assigned anew, to the nearest centroid or, under
-``bits_weight``, to the cheapest one (:mod:`pyro_bnn.compression.quantization.codebooks`).
+``"centroids"`` trains the centroids alone; assignments are fixed. ``"straight-through"`` also keeps
+a latent number per weight, which gets the gradient of its centroid as if it were its own. In each
+step it is assigned anew: to the nearest centroid or, under ``bits_weight``, to the cheapest one
+(:mod:`~pyro_bnn.compression.quantization.codebooks`).
 
-Source: Han, Mao & Dally (2016), section 3.3, for centroids; Courbariaux, Bengio & David (2015) for latent weights;
-Hinton, Vinyals & Dean (2015) for teachers, Korattikara et al. (2015) for the posterior as one.
+Source: Han, Mao & Dally (2016), section 3.3, for centroids; Courbariaux, Bengio & David (2015) for
+latent weights; Hinton, Vinyals & Dean (2015) for teachers, Korattikara et al. (2015) for the
+posterior as a teacher.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +35,8 @@ from .codebooks import codes, half, precisions
 
 __all__ = ["Mode", "fine_tune", "fine_tune_pruned"]
 
-Mode = Literal["centroids", "straight-through"]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Mode: TypeAlias = Literal["centroids", "straight-through"]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def fine_tune(
@@ -52,33 +55,36 @@ def fine_tune(
     seed: int = 0,
     progress: bool = True,
 ) -> Pruned:
-    r"""Return the quantised network with codebooks that were trained; the support is as it was.
+    r"""Return the quantized network with trained codebooks; the positions of its zeros are kept.
 
-    Adam with a rate that falls linearly to zero; the state after the last step is returned, in values that half
-    precision can hold. Levels that nobody uses fall away. One seed fixes every bit of the result.
+    The optimizer is Adam with a learning rate that decays linearly to zero. The values after the
+    last step are rounded to half precision. Levels that no weight has are dropped. The result is
+    a function of the arguments and the seed.
 
     Args:
-        quantized: of :func:`~pyro_bnn.compression.quantization.codebooks.quantize`.
+        quantized: the result of :func:`~pyro_bnn.compression.quantize`.
         data: (x, y).
         mode: ``"centroids"`` or ``"straight-through"``.
-        epochs: how many times the data are gone through.
+        epochs: the number of passes over the data.
         batch_size: of the minibatches.
         learning_rate: at the start.
-        bits_weight: :math:`\beta` of the assignments, as for ``quantize``; straight-through alone. It needs the
-            variances of the weights.
-        settle: the last part of the steps, in which assignments are not changed any more; straight-through alone.
-        start: the pruned network as it was before quantisation, where the latent weights start; the quantised one if
-            not given.
-        teacher: class probabilities (n, classes) to be matched instead of the labels, such as
+        bits_weight: :math:`\beta` of the assignments, as for ``quantize``, if the mode is
+            straight-through. It needs the variances of the weights.
+        settle: the last fraction of the steps, in which assignments are fixed, if the mode is
+            straight-through.
+        start: the pruned network before quantization, where the latent numbers start; by default
+            the quantized one.
+        teacher: class probabilities (n, classes) to match instead of the labels, such as
             ``posterior.predict(x).mean``.
-        loss: of outputs and targets, a mean over the batch.
+        loss: a function of outputs and targets, a mean over the batch.
         seed: of the order of the data.
-        progress: show a bar if it takes longer than two seconds.
+        progress: whether to show a bar if training takes longer than two seconds.
 
     Raises:
-        ValueError: settings out of range; another mode; a teacher that does not fit the data; a ``start`` that is
-            another network; variances that are not known where ``bits_weight`` needs them.
-        DataError: data that are not finite, or of different lengths.
+        ValueError: if an argument is out of range or the mode is unknown; if the teacher does not
+            fit the data; if ``start`` is another network; if ``bits_weight`` needs variances that
+            are unknown.
+        DataError: if the data are not finite, or differ in length.
     """
     if mode not in ("centroids", "straight-through"):
         raise ValueError(
@@ -86,28 +92,32 @@ def fine_tune(
         )
     if not (bits_weight >= 0 and 0 <= settle <= 1):
         raise ValueError(
-            f"fine_tune: expected bits_weight >= 0 and settle from 0 to 1, got {bits_weight} and {settle}"
+            "fine_tune: expected bits_weight >= 0 and settle from 0 to 1, got "
+            f"{bits_weight} and {settle}"
         )
     if bits_weight and not quantized.variances:
         raise ValueError(
-            "fine_tune: bits_weight weighs bits against variances, and those of the weights are not known"
+            "fine_tune: bits_weight weighs bits against variances, and those of the weights are "
+            "unknown; prune a posterior, which has them, or take bits_weight=0"
         )
     support = _Support(quantized)
-    book = _Book(quantized, support, bits_weight)
-    latent = (
-        (support.values if start is None else support.values_of(start.module))
-        .clone()
-        .requires_grad_()
-    )
-    learned = [book.table, latent] if mode == "straight-through" else [book.table]
-    run = _Run(support, data, teacher, loss, epochs, batch_size, seed, progress)
-    last = math.ceil(run.steps * (1 - settle)) if mode == "straight-through" else 0
-    for step in run.train(learned, learning_rate):
-        if step < last:
-            book.assign(latent.detach())
-        coded = book.table[book.code]
-        run.descend(coded + latent - latent.detach() if mode == "straight-through" else coded)
-    return quantized.with_values(support.parameters(half(book.table.detach())[book.code]))
+    book = _Codebooks(quantized, support, bits_weight)
+    latent = support.values if start is None else support.values_in(start.module)
+    settings = _Settings(epochs, batch_size, learning_rate, teacher, loss, seed, progress)
+    training = _Training("fine_tune", support, data, settings)
+    if mode == "centroids":
+        for _ in training.steps([book.table]):
+            training.descend(book.values())
+    else:
+        latent = latent.clone().requires_grad_()
+        last_assignment = math.ceil(training.num_steps * (1 - settle))
+        for step in training.steps([book.table, latent]):
+            if step < last_assignment:
+                book.assign(latent.detach())
+            # the value is that of the centroid, the gradient reaches the latent number as well
+            training.descend(book.values() + latent - latent.detach())
+    table = half(book.table.detach(), "fine_tune")
+    return quantized.with_values(support.parameters(table[book.code]))
 
 
 def fine_tune_pruned(
@@ -122,138 +132,181 @@ def fine_tune_pruned(
     seed: int = 0,
     progress: bool = True,
 ) -> Pruned:
-    """Return the pruned network with nonzero numbers that learned on; zeros stay zero.
+    """Return the pruned network with trained nonzero numbers; zeros stay zero.
 
     Args and errors are those of :func:`fine_tune`.
     """
     support = _Support(pruned)
-    latent = support.values.clone().requires_grad_()
-    run = _Run(support, data, teacher, loss, epochs, batch_size, seed, progress)
-    for _ in run.train([latent], learning_rate):
-        run.descend(latent)
-    return pruned.with_values(support.parameters(latent.detach()))
+    settings = _Settings(epochs, batch_size, learning_rate, teacher, loss, seed, progress)
+    training = _Training("fine_tune_pruned", support, data, settings)
+    values = support.values.clone().requires_grad_()
+    for _ in training.steps([values]):
+        training.descend(values)
+    return pruned.with_values(support.parameters(values.detach()))
 
 
 class _Support:
-    """Where the nonzero numbers of a network are, its parameters being laid end to end."""
+    """The nonzero numbers of a network, whose parameters are laid end to end.
+
+    Attributes:
+        module: the network.
+        positions: of the nonzero numbers.
+        values: the nonzero numbers.
+    """
 
     def __init__(self, pruned: Pruned) -> None:
-        self.module: nn.Module = pruned.module
-        self.names, own = zip(
-            *((n, p.detach()) for n, p in self.module.named_parameters()), strict=True
-        )
-        self.shapes, self.sizes = [p.shape for p in own], [p.numel() for p in own]
-        flat = torch.cat([p.flatten() for p in own])
+        self.module = pruned.module
+        self._shapes: dict[str, torch.Size] = {}
+        self._sizes: list[int] = []
+        for name, parameter in self.module.named_parameters():
+            self._shapes[name] = parameter.shape
+            self._sizes.append(parameter.numel())
+        flat = self.flattened(dict(self.module.named_parameters()))
         self.positions = flat.nonzero()[:, 0]
         self.values = flat[self.positions]
-        self.zeros = torch.zeros_like(flat)
+        self._zeros = torch.zeros_like(flat)
 
-    def values_of(self, module: nn.Module) -> Tensor:
-        """Return the numbers that the same network had at these positions before it was quantised."""
-        own = {name: p.detach() for name, p in module.named_parameters()}
-        if [(name, p.shape) for name, p in own.items()] != list(
-            zip(self.names, self.shapes, strict=True)
-        ):
-            raise ValueError("fine_tune: start is another network; give the one that was quantised")
-        return torch.cat([p.flatten() for p in own.values()])[self.positions]
+    def flattened(self, by_name: dict[str, Tensor]) -> Tensor:
+        """Return tensors of the shapes of the parameters, laid end to end."""
+        return torch.cat([by_name[name].detach().flatten() for name in self._shapes])
+
+    def values_in(self, module: nn.Module) -> Tensor:
+        """Return the numbers at these positions of the network before it was quantized."""
+        parameters: dict[str, Tensor] = dict(module.named_parameters())
+        if {name: value.shape for name, value in parameters.items()} != self._shapes:
+            raise ValueError("fine_tune: start is another network; give the one that was quantized")
+        return self.flattened(parameters)[self.positions]
 
     def parameters(self, values: Tensor) -> dict[str, Tensor]:
         """Return the parameters with these nonzero numbers."""
-        flat = self.zeros.index_put((self.positions,), values)
-        parts = flat.split(self.sizes)
-        return {
-            n: part.view(shape)
-            for n, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        flat = self._zeros.index_put((self.positions,), values)
+        parameters = {}
+        parts = torch.split(flat, self._sizes)
+        for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
+            parameters[name] = part.view(shape)
+        return parameters
 
 
-class _Book:
-    """All codebooks in one table, which codebook each number has, and its code, an index into the table."""
+class _Codebooks:
+    """All codebooks in one table.
+
+    Attributes:
+        table: the values of one codebook after another.
+        code: for each nonzero number, the index of its value in the table.
+    """
 
     def __init__(self, quantized: Pruned, support: _Support, bits_weight: float) -> None:
-        found = codes(quantized)
-        self.table = torch.cat([code.values for code in found.values()]).requires_grad_()
-        self.bits_weight = bits_weight
-        lengths = torch.tensor([len(code.values) for code in found.values()])
-        sizes = torch.tensor([int(code.counts.sum()) for code in found.values()])
-        # row k of the grid: the entries of codebook k; where it is shorter, its first entry again and again
-        column = torch.arange(int(lengths.max()))
-        grid = (lengths.cumsum(0) - lengths)[:, None] + torch.where(
-            column < lengths[:, None], column, 0
-        )
-        owners = torch.arange(len(sizes)).repeat_interleave(sizes)
-        self.grid, self.owners, self.sizes = (
-            part.to(support.values.device) for part in (grid, owners, sizes)
-        )
-        exact = self.table.detach()[self.grid][self.owners] == support.values[:, None]
-        self.code = self.grid[self.owners, exact.int().argmax(1)]
-        known = precisions(quantized, "posterior") if quantized.variances else {}
-        self.precision = (
-            torch.cat([known[name].flatten() for name in support.names])[support.positions]
-            if known
-            else torch.ones_like(support.values)
-        )
+        books = codes(quantized).values()
+        device = support.values.device
+        self.table = torch.cat([book.values for book in books]).requires_grad_()
+        self._bits_weight = bits_weight
+        sizes = torch.tensor([int(book.counts.sum()) for book in books])
+        self._sizes = sizes.to(device)
+        self._grid = _entries([len(book.values) for book in books]).to(device)
+        self._books = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
+        candidates = self.table.detach()[self._grid][self._books]
+        place = (candidates == support.values[:, None]).int().argmax(1)
+        self.code = self._grid[self._books, place]
+        self._precision = torch.ones_like(support.values)
+        if quantized.variances:
+            precision = support.flattened(precisions(quantized, "posterior"))
+            self._precision = precision[support.positions]
+
+    def values(self) -> Tensor:
+        """Return the value of each number."""
+        return self.table[self.code]
 
     @torch.no_grad()
     def assign(self, latent: Tensor) -> None:
-        """Give each latent number the centroid of its codebook that costs least, at the present code lengths."""
-        table = self.table[self.grid]
+        """Give each latent number the centroid that costs least, at the present code lengths."""
+        table = self.table[self._grid]
         nats = torch.zeros_like(table)
-        if self.bits_weight:
-            counts = self.code.bincount(minlength=len(self.table))[self.grid]
-            nats = -self.bits_weight * (counts / self.sizes[:, None]).log()
-        costs = (table[self.owners] - latent[:, None]).square_() * (self.precision / 2)[:, None]
-        best = costs.add_(nats[self.owners]).argmin(1)
-        self.code = self.grid[self.owners, best]
+        if self._bits_weight:
+            counts = self.code.bincount(minlength=len(self.table))[self._grid]
+            nats = -self._bits_weight * (counts / self._sizes[:, None]).log()
+        distance = table[self._books] - latent[:, None]
+        costs = distance.square_() * (self._precision / 2)[:, None]
+        best = costs.add_(nats[self._books]).argmin(1)
+        self.code = self._grid[self._books, best]
 
 
-class _Run:
-    """The loop that both kinds of fine-tuning share."""
+def _entries(lengths: list[int]) -> Tensor:
+    """Return for each codebook the indices of its values in the table, (books, most values).
+
+    A row that is too short is filled with its first index.
+    """
+    length = torch.tensor(lengths)
+    first = length.cumsum(0) - length
+    column = torch.arange(int(length.max()))
+    return first[:, None] + torch.where(column < length[:, None], column, 0)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of both functions, as :func:`fine_tune` explains them."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    teacher: Tensor | None
+    loss: Loss
+    seed: int
+    progress: bool
+
+
+class _Training:
+    """The training loop that both functions share.
+
+    Attributes:
+        num_steps: of the optimizer.
+    """
 
     def __init__(
         self,
+        caller: str,
         support: _Support,
         data: tuple[Tensor, Tensor],
-        teacher: Tensor | None,
-        loss: Loss,
-        epochs: int,
-        batch_size: int,
-        seed: int,
-        progress: bool,
+        settings: _Settings,
     ) -> None:
-        if epochs < 1:
-            raise ValueError(f"fine_tune: expected at least one epoch, got {epochs}")
-        x, y = data
-        if teacher is not None and (teacher.dim() != 2 or len(teacher) != len(x)):
-            raise ValueError(
-                f"fine_tune: expected a teacher of class probabilities ({len(x)}, classes), got {tuple(teacher.shape)}"
-            )
+        if settings.epochs < 1:
+            raise ValueError(f"{caller}: expected at least one epoch, got {settings.epochs}")
+        x, target = data
+        if settings.teacher is not None:
+            target = settings.teacher
+            if target.dim() != 2 or len(target) != len(x):
+                raise ValueError(
+                    f"{caller}: expected a teacher of class probabilities ({len(x)}, classes), "
+                    f"got {tuple(target.shape)}"
+                )
         retain_freed_memory()
-        self.support, self.loss, self.progress = support, loss, progress
-        batches = TensorBatches(
-            (x, y if teacher is None else teacher), min(batch_size, len(x)), seed
-        )
-        self.steps = math.ceil(epochs * batches.per_epoch)
-        self.stream = batches.stream(0, support.values.device)
-        self.buffers = dict(support.module.named_buffers())
+        batch_size = min(settings.batch_size, len(x))
+        batches = TensorBatches((x, target), batch_size, settings.seed, caller)
+        self.num_steps = math.ceil(settings.epochs * batches.per_epoch)
+        self._settings, self._support = settings, support
+        self._stream = batches.stream(0, support.values.device)
+        self._buffers = dict(support.module.named_buffers())
 
-    def train(self, learned: list[Tensor], learning_rate: float) -> Iterator[int]:
-        """Yield the number of each step; after the caller has descended, the parameters move."""
+    def steps(self, learned: list[Tensor]) -> Iterator[int]:
+        """Yield the number of each step; the optimizer moves after the caller has descended."""
+        learning_rate = self._settings.learning_rate
         optimizer = torch.optim.Adam(learned, lr=learning_rate)
-        look: dict[str, Any] = {
-            "desc": "fine-tune",
-            "unit": "step",
-            "dynamic_ncols": True,
-            "delay": 2,
-        }
-        for step in tqdm(range(self.steps), disable=not self.progress, **look):
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / self.steps)
+        bar = tqdm(
+            range(self.num_steps),
+            desc="fine-tune",
+            unit="step",
+            dynamic_ncols=True,
+            delay=2,
+            disable=not self._settings.progress,
+        )
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / self.num_steps)
             optimizer.zero_grad()
             yield step
             optimizer.step()
 
     def descend(self, values: Tensor) -> None:
-        """Leave the gradient of the loss on the next minibatch at what the values are made of."""
-        x, target = next(self.stream)
-        tensors = self.support.parameters(values) | self.buffers
-        self.loss(torch.func.functional_call(self.support.module, tensors, (x,)), target).backward()
+        """Add the gradient of the loss on the next minibatch, at the tensors behind the values."""
+        x, target = next(self._stream)
+        tensors = self._support.parameters(values) | self._buffers
+        outputs = torch.func.functional_call(self._support.module, tensors, (x,))
+        torch.autograd.backward(self._settings.loss(outputs, target))

@@ -1,29 +1,35 @@
-r"""Fixed-point precision per layer, read off the posterior variances: noise need not be stored.
+r"""Fixed point with as many bits as the posterior variances ask for: noise need not be stored.
 
-A number is written with t bits after the point, a multiple of :math:`2^{-t}`; rounding moves it by at most
-:math:`2^{-(t+1)}`. Two rules choose t for a weight:
+A number is written with t bits behind the point, as a multiple of :math:`2^{-t}`; rounding moves it
+by at most :math:`2^{-(t+1)}`. Two rules choose t for a weight:
 
-``"variance"``            the published rule: the largest t with :math:`2 \mathrm{Var}\,w < 2^{-t}`
-``"standard deviation"``  the largest t with :math:`\mathrm{sd}\,w < 2^{-t}`: the step is the posterior's own width
+``"variance"``
+    The published rule, the largest t with :math:`2 \mathrm{Var}\,w < 2^{-t}`.
+``"standard deviation"``
+    The largest t with :math:`\mathrm{sd}\,w < 2^{-t}`: the step is the width of the posterior.
 
-The published rule compares a variance with a step, which are not of one unit. It asks for about twice as many bits:
-5, 8, 12 for variances of 1e-2, 1e-3, 1e-4, where the other asks for 3, 4, 6.
+The published rule compares a variance with a step, which have different units. It asks for about
+twice as many bits: 5, 8 and 12 for variances of 1e-2, 1e-3 and 1e-4, for which the other rule asks
+for 3, 4 and 6.
 
-Source: Louizos, Ullrich & Welling (2017), section 4.3 and their code; Federici, Ullrich & Welling (2017) for codes
-from variances.
+Source: Louizos, Ullrich & Welling (2017), section 4.3 and their code; Federici, Ullrich & Welling
+(2017) for codes from variances.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_bnn.compression.pruning.pruned_network import Pruned
 
+from .codebooks import layer_of
+
 __all__ = [
+    "FixedPoint",
     "Precision",
     "Rule",
     "bits_per_layer",
@@ -33,12 +39,17 @@ __all__ = [
     "significand_bits",
 ]
 
-Rule = Literal["variance", "standard deviation"]
+Rule: TypeAlias = Literal["variance", "standard deviation"]
 _MOST = 23  # bits of a float32 significand
 
 
 class Precision(NamedTuple):
-    """The bits of the numbers of one layer; ``total`` has the sign as well."""
+    """The bits of the numbers of one layer.
+
+    Attributes:
+        exponent: bits of the exponent.
+        significand: bits of the significand, behind the point.
+    """
 
     exponent: int
     significand: int
@@ -50,20 +61,23 @@ class Precision(NamedTuple):
 
 
 def significand_bits(variance: Tensor, rule: Rule = "variance") -> Tensor:
-    r"""Return t for each weight, from 0 to 23: :math:`\#\{t \in 1 \ldots 23 : v < 2^{-t}\}` with
-    :math:`v = 2 \mathrm{Var}\,w` or :math:`v = \mathrm{sd}\,w`.
+    r"""Return the bits t behind the point for each weight, from 0 to 23.
+
+    .. math:: t = \#\{s \in 1 \ldots 23 : v < 2^{-s}\}, \qquad
+        v = 2 \mathrm{Var}\,w \text{ or } v = \mathrm{sd}\,w
 
     Args:
         variance: posterior variances, any shape.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: another rule.
+        ValueError: if the rule is unknown.
 
-    >>> significand_bits(torch.tensor([1e-2, 1e-3, 1e-4])).tolist()
-    [5, 8, 12]
-    >>> significand_bits(torch.tensor([1e-2, 1e-3, 1e-4]), rule="standard deviation").tolist()
-    [3, 4, 6]
+    Example:
+        >>> significand_bits(torch.tensor([1e-2, 1e-3, 1e-4])).tolist()
+        [5, 8, 12]
+        >>> significand_bits(torch.tensor([1e-2, 1e-3, 1e-4]), rule="standard deviation").tolist()
+        [3, 4, 6]
     """
     if rule not in ("variance", "standard deviation"):
         raise ValueError(
@@ -75,20 +89,27 @@ def significand_bits(variance: Tensor, rule: Rule = "variance") -> Tensor:
 
 
 def exponent_bits(weights: Tensor) -> int:
-    r"""Return :math:`\lceil \log_2(\log_2 \max|w| + 1) + 1 \rceil`, at least one.
+    r"""Return the bits of the exponent, :math:`\lceil \log_2(\log_2 \max|w| + 1) + 1 \rceil`.
 
-    As published, where numbers of at most one half make it the logarithm of a number that is not positive, and those
-    below one a number below one: here all of them get one bit, which the formula gives for 1.
+    The published formula takes the logarithm of zero or of a negative number if all weights are at
+    most one half, and gives less than one bit if all are below one. Here these layers have one bit,
+    as the formula gives for a largest weight of 1.
 
     Args:
         weights: of one layer.
     """
-    largest = float(weights.detach().abs().max()) if weights.numel() else 0.0
-    return max(1, math.ceil(math.log2(math.log2(largest) + 1) + 1)) if largest > 0.5 else 1
+    if not weights.numel():
+        return 1
+    largest = float(weights.detach().abs().max())
+    if largest <= 0.5:
+        return 1
+    return max(1, math.ceil(math.log2(math.log2(largest) + 1) + 1))
 
 
 def rounded(values: Tensor, significand: int) -> Tensor:
-    r"""Return the nearest multiples of :math:`2^{-t}`, :math:`\lfloor w / 2^{-t} + \tfrac12 \rfloor\, 2^{-t}`.
+    r"""Return the nearest multiples of :math:`2^{-t}`.
+
+    .. math:: \lfloor w / 2^{-t} + \tfrac12 \rfloor\, 2^{-t}
 
     Args:
         values: any shape.
@@ -101,55 +122,61 @@ def rounded(values: Tensor, significand: int) -> Tensor:
 def bits_per_layer(pruned: Pruned, rule: Rule = "variance") -> dict[str, Precision]:
     """Return the precision of each weight of the pruned network, by its name.
 
-    The significand has the mean of its kept weights' bits, rounded up.
+    The significand has the mean of the bits of its nonzero weights, rounded up.
 
     Args:
-        pruned: with the variances of its weights.
+        pruned: a network with the variances of its weights.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: variances that are not known; another rule.
+        ValueError: if the variances or the rule are unknown.
     """
-    if not pruned.variances:
-        raise ValueError(
-            "bits_per_layer: the variances of the weights are not known; prune a posterior, which has them, not a "
-            "network that was loaded"
-        )
-    weights = dict(pruned.module.named_parameters())
-    found = {}
-    for name, variance in pruned.variances.items():
-        kept = weights[name] != 0
-        bits = significand_bits(variance[kept], rule).double()
-        found[name] = Precision(
-            exponent_bits(weights[name][kept]), math.ceil(bits.mean()) if len(bits) else 0
-        )
-    return found
+    return _precisions(pruned, rule, "bits_per_layer")
+
+
+class FixedPoint(NamedTuple):
+    """A network in fixed point, and the precision of each of its weights."""
+
+    pruned: Pruned
+    precisions: dict[str, Precision]
 
 
 @torch.no_grad()
-def fixed_point(pruned: Pruned, rule: Rule = "variance") -> tuple[Pruned, dict[str, Precision]]:
-    """Return the pruned network in fixed point, and the precision of each of its weights.
+def fixed_point(pruned: Pruned, rule: Rule = "variance") -> FixedPoint:
+    """Return the pruned network in fixed point, with which its error can be measured.
 
-    Biases, whose variance is not known, are rounded as the weights of their layer; what belongs to no such layer stays
-    as it is. The bits are for :func:`~pyro_bnn.compression.rates.fast_prediction_rate`.
+    Biases, whose variances are unknown, are rounded as the weights of their layer. Parameters of
+    other layers stay as they are. The bits are those of :func:`bits_per_layer`, which the rate of
+    :func:`~pyro_bnn.compression.fast_prediction_rate` counts.
 
     Args:
-        pruned: with the variances of its weights.
+        pruned: a network with the variances of its weights.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: variances that are not known; another rule.
+        ValueError: if the variances or the rule are unknown.
     """
-    precisions = bits_per_layer(pruned, rule)
-    layers = {_layer(name): precision for name, precision in precisions.items()} | precisions
-    values = {
-        name: rounded(parameter, precision.significand)
-        for name, parameter in pruned.module.named_parameters()
-        if (precision := layers.get(name, layers.get(_layer(name)))) is not None
-    }
-    return pruned.with_values(values), precisions
+    precisions = _precisions(pruned, rule, "fixed_point")
+    by_layer = {layer_of(name): precision for name, precision in precisions.items()}
+    values = {}
+    for name, parameter in pruned.module.named_parameters():
+        precision = precisions.get(name, by_layer.get(layer_of(name)))
+        if precision is not None:
+            values[name] = rounded(parameter, precision.significand)
+    return FixedPoint(pruned.with_values(values), precisions)
 
 
-def _layer(name: str) -> str:
-    """Return the name of the layer that a parameter belongs to."""
-    return name.rpartition(".")[0]
+def _precisions(pruned: Pruned, rule: Rule, caller: str) -> dict[str, Precision]:
+    if not pruned.variances:
+        raise ValueError(
+            f"{caller}: the variances of the weights are unknown; prune a posterior, which has "
+            "them, not a network that was loaded"
+        )
+    weights = dict(pruned.module.named_parameters())
+    precisions = {}
+    for name, variance in pruned.variances.items():
+        nonzero = weights[name] != 0
+        bits = significand_bits(variance[nonzero], rule).double()
+        significand = math.ceil(bits.mean()) if len(bits) else 0
+        precisions[name] = Precision(exponent_bits(weights[name][nonzero]), significand)
+    return precisions

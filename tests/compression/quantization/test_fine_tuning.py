@@ -1,4 +1,4 @@
-"""Fine-tuning: closed forms for linear networks, zeros that stay, codebooks that stay, every bit again."""
+"""Fine-tuning: closed forms for linear networks, and zeros and codebooks that are kept."""
 
 import math
 
@@ -9,14 +9,15 @@ from torch import nn
 
 from pyro_bnn import BayesianNet, Posterior, likelihoods, priors
 from pyro_bnn.compression import prune
-from pyro_bnn.compression.quantization.codebooks import codes, quantize, value_bits
+from pyro_bnn.compression.quantization.codebooks import codes, quantize
 from pyro_bnn.compression.quantization.fine_tuning import fine_tune, fine_tune_pruned
 from pyro_bnn.guides import MeanField
 from pyro_bnn.runtime.validation import DataError
+from tests.compression.quantization.pruned_networks import value_bits
 
 
 def pruned_net(net, dropped=0.4, scale=0.05):
-    """A pruned network whose zeros are a random part of the weights; nothing is removed from it otherwise."""
+    """Return a pruned network with random zeros."""
     model = BayesianNet(net, priors.LogUniform(), likelihoods.Categorical(), 10)
     guide = MeanField(model, init_scale=scale)
     with torch.no_grad():
@@ -30,7 +31,7 @@ def parameters(pruned):
 
 
 def linear(inputs=12, outputs=2):
-    """A linear network with zeros, and data that another linear network made."""
+    """Return a linear network with zeros, and data of another linear network."""
     net = nn.Linear(inputs, outputs)
     with torch.no_grad():
         net.weight.normal_(), net.bias.normal_()
@@ -42,7 +43,7 @@ def linear(inputs=12, outputs=2):
 
 
 def design(pruned, x):
-    """The matrix that takes the weights, then the biases, laid end to end, to the outputs laid end to end."""
+    """Return the matrix from weights and biases to outputs, each laid end to end."""
     weight = parameters(pruned)["weight"]
     outputs, inputs = weight.shape
     rows = torch.zeros(len(x), outputs, outputs, inputs, dtype=x.dtype)
@@ -65,7 +66,7 @@ EXACT = {
 }
 
 
-def test_nonzero_weights_reach_least_squares():
+def test_trained_nonzero_weights_are_the_least_squares_solution():
     pruned, x, y = linear()
     support = flat(pruned) != 0
     assert 5 < int(support.sum()) < 25
@@ -76,7 +77,7 @@ def test_nonzero_weights_reach_least_squares():
     assert torch.equal(flat(tuned) != 0, support)
 
 
-def test_centroids_reach_least_squares():
+def test_trained_centroids_are_the_least_squares_solution():
     """With fixed assignments the outputs are linear in the centroids, one column for each."""
     pruned, x, y = linear()
     small = quantize(pruned, 3)
@@ -98,8 +99,8 @@ def test_centroids_reach_least_squares():
         assert torch.equal(code.values, code.values.half().double())
 
 
-def test_straight_through_finds_planted_values():
-    """The data need weights of two values; quantised noise about them has many of the assignments wrong."""
+def test_straight_through_corrects_wrong_assignments():
+    """The data need weights of two values; quantized noisy weights have many wrong assignments."""
     net = nn.Linear(30, 1, bias=False)
     planted = torch.where(torch.rand(1, 30) < 0.5, 0.5, -1.0)
     with torch.no_grad():
@@ -128,7 +129,7 @@ SHORT = {"epochs": 5, "batch_size": 32, "learning_rate": 0.01, "progress": False
 
 
 @pytest.mark.parametrize("mode", ["centroids", "straight-through"])
-def test_codebooks_and_zeros_stay(mode):
+def test_codebooks_and_zeros_are_kept(mode):
     pruned, x, y = classifier()
     small = quantize(pruned, {"0.weight": 5, "*": 3})
     options = SHORT | {"mode": mode}
@@ -152,11 +153,11 @@ def test_codebooks_and_zeros_stay(mode):
     assert not torch.equal(flat(fine_tune(small, (x, y), seed=1, **options)), flat(tuned))
     assert torch.equal(
         flat(small), torch.cat([p.flatten() for p in before.values()])
-    )  # what is given stays
+    )  # the argument is not changed
 
 
-def test_assignments_settle():
-    """With all of the run to settle in, straight-through keeps the assignments that it starts with."""
+def test_assignments_are_fixed_while_settling():
+    """Settling from the start, straight-through keeps the assignments that it starts with."""
     pruned, x, y = classifier()
     small = quantize(pruned, 4)
     settled = flat(fine_tune(small, (x, y), settle=1.0, **SHORT))
@@ -167,7 +168,7 @@ def test_assignments_settle():
     assert len(pairs[1]) > len(pairs[0])
 
 
-def test_bits_are_saved_where_they_have_a_price():
+def test_a_price_of_bits_saves_bits():
     pruned, x, y = classifier()
     small = quantize(pruned, 6)
     bits = [
@@ -177,8 +178,8 @@ def test_bits_are_saved_where_they_have_a_price():
     assert bits[0] > bits[1] > bits[2]
 
 
-def test_a_teacher_who_agrees_changes_nothing():
-    """The gradient of the cross-entropy to the network's own probabilities is zero; that to labels is not."""
+def test_a_teacher_that_agrees_changes_nothing():
+    """The cross-entropy to the network's own probabilities has a gradient of zero."""
     pruned, x, y = classifier()
     small = quantize(pruned, 4)
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_a_teacher_who_agrees_changes_nothing():
     assert float((flat(other) - flat(small)).abs().max()) > 0.02
 
 
-def test_convolutions_and_inputs_nobody_reads():
+def test_convolutions_can_be_tuned():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
     )
@@ -208,7 +209,7 @@ def test_convolutions_and_inputs_nobody_reads():
     assert all(len(code.values) <= 4 for code in codes(tuned).values())
 
 
-def test_what_cannot_be_tuned():
+def test_impossible_settings_and_data_are_errors():
     pruned, x, y = classifier()
     small = quantize(pruned, 4)
     for options, match in (
@@ -225,7 +226,7 @@ def test_what_cannot_be_tuned():
     with pytest.raises(DataError, match="equal lengths"):
         fine_tune(small, (x, y[:5]), **SHORT)
     small.variances.clear()
-    with pytest.raises(ValueError, match="those of the weights are not known"):
+    with pytest.raises(ValueError, match="those of the weights are unknown"):
         fine_tune(small, (x, y), bits_weight=0.1, **SHORT)
     assert fine_tune(small, (x, y), **SHORT).ratio == small.ratio
 

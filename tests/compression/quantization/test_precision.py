@@ -1,4 +1,4 @@
-"""Precision: the two rules bit by bit, and what rounding may change."""
+"""Precision: the two rules bit by bit, and the error of rounded networks."""
 
 import math
 
@@ -16,12 +16,12 @@ from pyro_bnn.compression.quantization.precision import (
     rounded,
     significand_bits,
 )
-from pyro_bnn.datasets import base as data
+from pyro_bnn.datasets.handwritten_digits import digits as load_digits
 from pyro_bnn.guides import MeanField
 
 
 @pytest.mark.parametrize("rule", ["variance", "standard deviation"])
-def test_significand_bits_are_a_count(rule):
+def test_significand_bits_count_the_steps_above_the_noise(rule):
     variance = 10.0 ** torch.linspace(-16, 3, 400, dtype=torch.double)
     noise = [2 * v if rule == "variance" else math.sqrt(v) for v in variance.tolist()]
     expected = [sum(v < 0.5 * 2 ** (1 - t) for t in range(1, 24)) for v in noise]
@@ -29,7 +29,7 @@ def test_significand_bits_are_a_count(rule):
     assert {0, 23} < set(expected)
 
 
-def test_significand_bits_as_published():
+def test_significand_bits_agree_with_published_values():
     variance = torch.tensor([1e-2, 1e-3, 1e-4])
     assert significand_bits(variance).tolist() == [5, 8, 12]
     assert significand_bits(variance, "standard deviation").tolist() == [3, 4, 6]
@@ -41,7 +41,7 @@ def test_significand_bits_as_published():
     ("largest", "bits"),
     [(0.0, 1), (0.3, 1), (0.5, 1), (0.51, 1), (1.0, 1), (1.5, 2), (2.0, 2), (3.9, 3), (100.0, 4)],
 )
-def test_exponent_bits(largest, bits):
+def test_exponent_bits_are_those_of_the_formula_and_at_least_one(largest, bits):
     assert exponent_bits(torch.tensor([0.1 * largest, -largest])) == bits
     if largest >= 1:
         assert bits == math.ceil(math.log2(math.log2(largest) + 1) + 1)
@@ -49,7 +49,7 @@ def test_exponent_bits(largest, bits):
 
 
 @pytest.mark.parametrize("significand", [0, 1, 5, 12])
-def test_rounding(significand):
+def test_rounding_moves_values_by_at_most_half_a_step(significand):
     values = torch.randn(1000, dtype=torch.double)
     result = rounded(values, significand)
     assert float((result - values).abs().max()) <= 2.0 ** -(significand + 1)
@@ -70,8 +70,8 @@ def pruned_net(means, scales, bias):
     return prune(Posterior.from_guide(model, guide))
 
 
-def test_layers_have_the_mean_of_their_kept_weights():
-    # variances 1e-2 (5 bits), 1e-4 (12), 1e-4 (12), and a weight that is dropped: the mean 29 / 3 rounds up to 10
+def test_the_bits_of_a_layer_are_the_mean_of_its_nonzero_weights():
+    # variances 1e-2 (5 bits), 1e-4 (12) and 1e-4 (12), and a pruned weight: 29 / 3 rounds up to 10
     means = ([[1.0, -1.3], [0.7001, 0.001]], [[0.111, 3.0]])
     scales = ([[0.1, 0.01], [0.01, 0.5]], [[0.01, 0.1]])
     pruned = pruned_net(means, scales, [0.123456, 0.2])
@@ -90,19 +90,21 @@ def test_layers_have_the_mean_of_their_kept_weights():
     assert torch.equal(result.masks["0.weight"], torch.tensor([[True, True], [True, False]]))
 
 
-def test_without_variances_there_is_no_precision():
+def test_unknown_variances_are_an_error():
     pruned = pruned_net(
         ([[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0]]),
         ([[0.1, 0.1], [0.1, 0.1]], [[0.1, 0.1]]),
         [0.1, 0.2],
     )
     object.__setattr__(pruned, "variances", {})
-    with pytest.raises(ValueError, match="variances of the weights are not known"):
+    with pytest.raises(ValueError, match=r"^fixed_point: the variances of the weights are unknown"):
         fixed_point(pruned)
+    with pytest.raises(ValueError, match=r"^bits_per_layer: the variances"):
+        bits_per_layer(pruned)
 
 
-def test_digits_lose_next_to_nothing_in_fixed_point():
-    digits = data.digits()
+def test_fixed_point_hardly_changes_the_accuracy_on_digits():
+    digits = load_digits()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
     model = BayesianNet(net, priors.Normal(1.0), likelihoods.Categorical(), len(digits.x_train))
@@ -127,7 +129,7 @@ def test_digits_lose_next_to_nothing_in_fixed_point():
         few.total < many.total <= 12
         for few, many in zip(fewer_bits.values(), bits.values(), strict=True)
     )
-    # a step of one to two standard deviations moves a weight by less than a draw from the posterior does
+    # steps of one to two standard deviations move a weight by less than posterior draws do
     draws = result.posterior.sample(20)
     drawn = [
         result.posterior.model.network_with({k: v[i] for k, v in draws.items()}) for i in range(20)

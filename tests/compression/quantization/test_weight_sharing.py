@@ -1,4 +1,4 @@
-"""Soft weight sharing: the mixture is the one of the equation, and it finds the values that made the data."""
+"""Soft weight sharing: the mixture of the equation, and the recovery of planted values."""
 
 import math
 
@@ -13,7 +13,7 @@ from pyro_bnn.guides import MeanField, PointEstimate
 
 
 def scattered(levels=4):
-    """A prior away from where it starts."""
+    """Return a prior whose parameters are not at their initial values."""
     prior = WeightSharing(
         levels, zero_probability=0.7, variances=(3.0, 0.4), zero_variance=(7.0, 0.1)
     )
@@ -24,7 +24,7 @@ def scattered(levels=4):
 
 
 def components(prior):
-    """The proportions, means and deviations, from the parameters and the equation alone."""
+    """Return proportions, means and deviations, by the equation alone."""
     share = prior.logits.exp() / prior.logits.exp().sum()
     proportions = torch.cat([torch.tensor([0.7]), 0.3 * share])
     means = torch.cat([torch.zeros(1), prior.means])
@@ -40,15 +40,15 @@ def density(w, proportion, mean, deviation):
 
 
 @torch.no_grad()
-def test_responsibilities_by_brute_force():
+def test_responsibilities_are_those_of_the_equation():
     prior = scattered()
     weights = torch.randn(3, 5)
-    found = prior.responsibilities(weights)
+    responsibilities = prior.responsibilities(weights)
     values = prior.shared(weights)
     for index in torch.cartesian_prod(torch.arange(3), torch.arange(5)):
         w = float(weights[tuple(index)])
         terms = [density(w, *component) for component in zip(*components(prior), strict=True)]
-        assert found[tuple(index)].tolist() == pytest.approx(
+        assert responsibilities[tuple(index)].tolist() == pytest.approx(
             [term / sum(terms) for term in terms], rel=1e-4
         )
         mean = components(prior)[1][terms.index(max(terms))]
@@ -80,7 +80,7 @@ def test_the_loss_is_minus_the_log_joint():
     assert float(ELBO(model, guide)(x, y)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_every_tensor_has_a_mixture_of_its_own_that_is_learned():
+def test_every_tensor_learns_a_mixture_of_its_own():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     prior = WeightSharing(5)
     model = BayesianNet(net, prior, likelihoods.Categorical(), 20)
@@ -103,9 +103,9 @@ def test_every_tensor_has_a_mixture_of_its_own_that_is_learned():
 def test_planted_values_are_recovered():
     """64 weights, of which 40 are zero and 24 have three values, from 500 noisy sums of 64.
 
-    Least squares finds a weight to within s = 0.3 / sqrt(500 - 64), about 0.0145. The values are at least 17 s apart,
-    so the chance that any of 64 weights is given a wrong one (8 s off) is below 1e-13; the mean of eight weights is
-    known to 0.005, and 0.02 is four of those.
+    Least squares finds a weight to within s = 0.3 / sqrt(500 - 64), about 0.0145. The values are at
+    least 17 s apart, so the chance that any of 64 weights gets a wrong one (8 s off) is below
+    1e-13. The mean of eight weights is known to 0.005, and 0.02 is four times that.
     """
     planted = torch.tensor([0.0] * 40 + [-0.5] * 8 + [0.25] * 8 + [1.0] * 8)
     x = torch.randn(500, 64)
@@ -114,15 +114,15 @@ def test_planted_values_are_recovered():
     nn.init.normal_(net.weight, 0, 0.1)
     prior = WeightSharing(6, reach=1.0, zero_probability=0.6, zero_variance=(250.0, 0.1))
     model = BayesianNet(net, prior, likelihoods.Gaussian(0.3), 500)
-    falling = {"epochs": 250, "learning_rate": lambda epoch: 0.03 * (1 - epoch / 250)}
-    result = fit(model, PointEstimate(model), (x, y), progress=False, **falling)
+    decaying = {"epochs": 250, "learning_rate": lambda epoch: 0.03 * (1 - epoch / 250)}
+    result = fit(model, PointEstimate(model), (x, y), progress=False, **decaying)
     network = result.posterior.mean_network()
     fitted = result.posterior.model.prior_of("weight")
     found = shared(network, {"weight": fitted}).weight.detach()[0]
     assert torch.equal(found == 0, planted == 0)
     assert float((found - planted).abs().max()) < 0.02
     assert len(fitted.codebook(network.weight.detach())) == 3
-    assert len(network.weight.unique()) > 30  # the network that was given is as it was
+    assert len(network.weight.unique()) > 30  # the argument is not changed
 
 
 def test_a_pruned_network_is_shared_within_its_support():
@@ -139,7 +139,7 @@ def test_a_pruned_network_is_shared_within_its_support():
     assert small.report[0].kept == int((expected != 0).sum())
 
 
-def test_what_is_refused():
+def test_impossible_settings_and_unknown_names_are_errors():
     for options in (
         {"levels": 1},
         {"zero_probability": 1.0},
@@ -149,6 +149,6 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match="WeightSharing: expected two levels or more"):
             WeightSharing(**options)
     with pytest.raises(
-        ValueError, match="'fc' is no weight of the network; there are weight, bias"
+        ValueError, match="the network has no weight 'fc'; its weights are weight, bias"
     ):
         shared(nn.Linear(2, 2), {"fc": WeightSharing()})
