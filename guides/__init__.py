@@ -1,4 +1,10 @@
-"""Variational families: ``MeanField`` for any model, and the methods of the literature, each written out on a page."""
+"""Guides: ``MeanField`` for any model, and the methods of the literature, one on a page.
+
+A guide is built from a model and owns all variational parameters. The pages ``mean_field``,
+``gaussian``, ``point``, ``dropout``, ``sparse_dropout``, ``group``, ``horseshoe``,
+``structured_pruning`` and ``bottleneck`` each show one method; ``families``, ``factorized``,
+``latent`` and ``group_scales`` hold what they share.
+"""
 
 from .bottleneck import InformationBottleneck as InformationBottleneck
 from .dropout import BernoulliDropout as BernoulliDropout

@@ -9,6 +9,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_bnn.network import BayesianNet
+from pyro_bnn.variational.guide import Moments
+
+from .families import as_event
 
 __all__ = ["FactorizedGaussian"]
 
@@ -22,15 +25,15 @@ class FactorizedGaussian(PyroModule):
         \mathrm{KL}\big(\mathcal{N}(\mu, \sigma^2) \,\|\, \mathcal{N}(0, s^2)\big)
             = \log\frac{s}{\sigma} + \frac{\sigma^2 + \mu^2}{2 s^2} - \frac12
 
-    It has twice the parameters of the network. :math:`\log\sigma` is learned, so that :math:`\sigma` is positive by
-    construction, and it starts small: a network as noisy as its prior learns nothing at first.
+    It has twice the parameters of the network. :math:`\log\sigma` is learned, so that
+    :math:`\sigma` is always positive, and it starts small: a network as noisy as its prior learns
+    nothing at first. ``MeanField`` builds the same posterior for any model.
 
     Args:
         model: a ``BayesianNet`` whose priors have one site per weight.
-        init_scale: where :math:`\sigma` starts.
+        init_scale: initial value of :math:`\sigma`.
 
-    Source: Graves (2011); Blundell et al. (2015), https://arxiv.org/abs/1505.05424. ``MeanField`` builds the same
-    posterior.
+    Source: Graves (2011); Blundell et al. (2015), https://arxiv.org/abs/1505.05424.
     """
 
     def __init__(self, model: BayesianNet, init_scale: float = 1e-2) -> None:
@@ -42,15 +45,15 @@ class FactorizedGaussian(PyroModule):
             torch.full_like(weight, init_scale).log() for weight in weights.values()
         )
 
-    def forward(self, *args: object) -> None:
-        """Sample every weight."""
+    def forward(self, *args: Tensor | None) -> None:
+        """Sample every weight; the arguments are those of the model and have no effect."""
         for name, loc, log_scale in zip(self.names, self.loc, self.log_scale, strict=True):
-            pyro.sample(
-                name, dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(loc.dim())
-            )
+            pyro.sample(name, as_event(dist.Normal(loc, log_scale.exp(), validate_args=False)))
 
     @torch.no_grad()
-    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def moments(self) -> dict[str, Moments]:
         """Return mean and variance of every weight."""
-        pairs = zip(self.names, self.loc, self.log_scale, strict=True)
-        return {name: (loc.clone(), (2 * log_scale).exp()) for name, loc, log_scale in pairs}
+        moments = {}
+        for name, loc, log_scale in zip(self.names, self.loc, self.log_scale, strict=True):
+            moments[name] = Moments(loc.clone(), (2 * log_scale).exp())
+        return moments

@@ -1,40 +1,55 @@
-"""PointEstimate: the network as usual, in the place of a posterior."""
+"""PointEstimate: weights without uncertainty, and the point masses that other guides use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .families import Factorized, real_sites
+from pyro_bnn.distributions import Point
+from pyro_bnn.runtime.program import Program
 
-__all__ = ["PointEstimate"]
+from .factorized import Factorized
+from .families import as_event
+from .latent import real_sites
+
+__all__ = ["PointEstimate", "PointUnits"]
 
 
 class PointEstimate(Factorized):
-    r"""A point mass at every site: the maximum a posteriori estimate, :math:`q(w) = \delta(w - \theta)`.
+    r"""A point mass at every site, :math:`q(w) = \delta(w - \theta)`.
 
-    The loss is :math:`-\log p(y \mid x, \theta) - \log p(\theta)`: ordinary training with weight decay under a Gaussian
-    prior. The baseline that a posterior has to beat.
+    This is maximum a posteriori estimation. The loss is
+    :math:`-\log p(y \mid x, \theta) - \log p(\theta)`, which is ordinary training with weight decay
+    under a Gaussian prior: the baseline for every posterior.
+
+    Positive sites are not supported, because their maximum depends on how they are parameterized.
+    Under an improper prior there may be no maximum: the density of the log-uniform prior is
+    infinite at zero.
 
     Args:
-        model: a ``BayesianNet``, or any Pyro program together with example arguments. Positive sites are not supported:
-            their maximum depends on how they are parameterized. Nor has an improper prior a maximum: the density of
-            the log-uniform one is infinite at zero.
+        model: a ``BayesianNet``, or any Pyro program together with example arguments.
+        args: example arguments.
+        kwargs: example arguments by keyword.
 
     Raises:
-        ValueError: a positive site; a program without example arguments.
+        ValueError: if a site is positive, or if a program needs example arguments and gets none.
     """
 
-    def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        sites = real_sites("PointEstimate", model, *args, **kwargs)
-        super().__init__({name: PointMass(site.initial) for name, site in sites.items()})
+    def __init__(self, model: Program, *args: Any, **kwargs: Any) -> None:
+        families = {}
+        for name, site in real_sites("PointEstimate", model, *args, **kwargs).items():
+            families[name] = PointMass(site.initial)
+        super().__init__(families)
 
 
 class PointMass(nn.Module):
-    """All the mass at ``loc``."""
+    r"""All the mass at :math:`\theta`, the parameter ``loc``.
+
+    Args:
+        initial: initial value of :math:`\theta`.
+    """
 
     def __init__(self, initial: Tensor) -> None:
         super().__init__()
@@ -42,4 +57,24 @@ class PointMass(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        return dist.Delta(self.loc, event_dim=self.loc.dim())
+        return dist.Delta(self.loc, event_dim=self.loc.dim())  # type: ignore[no-untyped-call]
+
+
+class PointUnits(nn.Module):
+    r"""All the mass at :math:`\theta`, the parameter ``loc``, for units under group scales.
+
+    Unlike :class:`PointMass`, its distribution is a Gaussian of no width: under local
+    reparameterization the units stay undrawn, so that the group scales that multiply them can be
+    drawn for each example.
+
+    Args:
+        initial: initial value of :math:`\theta`.
+    """
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(initial.detach().clone())
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return q as one event."""
+        return as_event(Point(self.loc))

@@ -1,24 +1,31 @@
-"""StructuredPruning: truncated log-normal noise on every unit, under weights that are learned as usual."""
+"""StructuredPruning: truncated log-normal noise on every unit, under weights that are points."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple, cast
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from pyro_bnn.distributions import TruncatedLogNormal
+from pyro_bnn.distributions.independent import base_distribution
 from pyro_bnn.network import BayesianNet
 
-from .families import Factorized, Latent, family_for, latent_sites
-from .points import PointWeights
+from .factorized import Factorized
+from .families import as_event, default_family
+from .latent import elementwise_support, latent_sites
+from .point import PointUnits
 
 __all__ = ["StructuredPruning"]
 
 
 class StructuredPruning(Factorized):
-    r"""The posterior of structured Bayesian pruning: noise on units, points for weights.
+    r"""The posterior of structured Bayesian pruning.
+
+    Units carry noise, and weights are points:
 
     .. math::
 
@@ -30,80 +37,100 @@ class StructuredPruning(Factorized):
         \mathrm{KL} = \sum_i \log(b - a) - \log\big(\sqrt{2\pi e}\,\sigma_i Z_i\big)
             - \frac{\alpha_i\varphi(\alpha_i) - \beta_i\varphi(\beta_i)}{2 Z_i}
 
-    z multiplies the input units of a dense layer and the output channels of a convolution. Prior and posterior are
-    proper, so the divergence has no hidden constant and falls to zero where z is as uncertain as its prior. A unit goes
-    where the noise drowns the signal, :math:`\mathrm{SNR}(z_i) = \mathbb{E} z_i / \mathrm{sd}(z_i) < 1`, which is a
-    threshold of 0 for :math:`\log\alpha`. It needs a trained network to start from.
+    z multiplies the input units of a dense layer and the output channels of a convolution. Prior
+    and posterior are proper, so the divergence has no hidden constant and falls to zero where z is
+    as uncertain as its prior. A unit is removed if its noise exceeds its signal,
+    :math:`\mathrm{SNR}(z_i) = \mathbb{E} z_i / \mathrm{sd}(z_i) < 1`, which is a threshold of 0 for
+    :math:`\log\alpha`. Start from a trained network.
 
     Args:
         model: a ``BayesianNet`` under ``priors.TruncatedLogUniform``.
-        init_scale: where :math:`\sigma` starts; :math:`\mu` starts at b.
+        init_scale: initial value of :math:`\sigma`, by default :math:`e^{-5}`; :math:`\mu` starts
+            at b.
 
     Raises:
-        ValueError: the model has no group scales between two bounds; ``init_scale`` not above zero.
+        ValueError: if the model has no group scales between two bounds, or if ``init_scale`` is not
+            above zero.
 
-    Source: Neklyudov, Molchanov, Ashukha & Vetrov (2017), section 3 and appendix, https://arxiv.org/abs/1705.07283.
+    Source: Neklyudov, Molchanov, Ashukha & Vetrov (2017), section 3 and appendix,
+    https://arxiv.org/abs/1705.07283.
     """
 
-    def __init__(self, model: BayesianNet, init_scale: float = 0.0067) -> None:  # e^-5
+    def __init__(self, model: BayesianNet, init_scale: float = 0.0067) -> None:
         if not init_scale > 0:
             raise ValueError(f"StructuredPruning: expected init_scale above zero, got {init_scale}")
-        sites = latent_sites(model)
-        stems = [
-            name.removesuffix(".scale")
-            for name, site in sites.items()
-            if name.endswith(".scale") and _bounds(site.support) is not None
-        ]
-        if not stems:
-            raise ValueError(
-                f"StructuredPruning: the model has no group scales between two bounds, only {', '.join(sites)}; "
-                "use priors.TruncatedLogUniform()"
-            )
+        sites = latent_sites("StructuredPruning", model)
         families: dict[str, nn.Module] = {}
+        weights = []
         for name, site in sites.items():
-            stem, _, part = name.rpartition(".")
-            if part == "scale" and stem in stems:
-                families[name] = TruncatedNoise(site, init_scale)
-            elif part == "unit" and stem in stems:
-                families[name] = PointWeights(site.initial)
-            else:
-                families[name] = family_for(name, site.support)(site.initial, init_scale)
-        super().__init__(families)
-        self.stems = stems
+            bounds = _bounds(site.support)
+            if name.endswith(".scale") and bounds is not None:
+                families[name] = TruncatedNoise(site.initial, bounds, init_scale)
+                weights.append(name.removesuffix(".scale"))
+        if not weights:
+            raise ValueError(
+                "StructuredPruning: the model has no group scales between two bounds, only "
+                f"{', '.join(sites)}; use priors.TruncatedLogUniform()"
+            )
+        for weight in weights:
+            families[f"{weight}.unit"] = PointUnits(sites[f"{weight}.unit"].initial)
+        for name, site in sites.items():
+            if name not in families:
+                families[name] = default_family("StructuredPruning", name, site, init_scale)
+        super().__init__({name: families[name] for name in sites})  # in the order of the model
+        self.weights = weights
 
     @torch.no_grad()
     def signal_to_noise(self) -> dict[str, Tensor]:
-        """Return the signal-to-noise ratio of the groups of every weight; below one the group can go."""
+        """Return the signal-to-noise ratio of the groups of every weight.
+
+        A group with a ratio below one can be removed.
+        """
         q = self.distributions()
-        return {stem: q[f"{stem}.scale"].base_dist.signal_to_noise for stem in self.stems}
+        ratios = {}
+        for weight in self.weights:
+            scale = cast(TruncatedLogNormal, base_distribution(q[f"{weight}.scale"]))
+            ratios[weight] = scale.signal_to_noise
+        return ratios
+
+
+class Bounds(NamedTuple):
+    """Both ends of an interval of positive numbers."""
+
+    lower: Tensor
+    upper: Tensor
 
 
 class TruncatedNoise(nn.Module):
-    """A log-normal between the bounds of the site: parameters ``loc`` and ``log_scale``."""
+    """A log-normal between two bounds, with the parameters ``loc`` and ``log_scale``.
+
+    Args:
+        initial: initial value of z.
+        bounds: bounds of z.
+        init_scale: initial value of the scale of log z.
+    """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, site: Latent, init_scale: float) -> None:
+    def __init__(self, initial: Tensor, bounds: Bounds, init_scale: float) -> None:
         super().__init__()
-        lower, upper = _bounds(site.support)
-        self.register_buffer("low", lower.detach().log().clone())
-        self.register_buffer("high", upper.detach().log().clone())
-        self.loc = nn.Parameter(site.initial.log())
-        self.log_scale = nn.Parameter(torch.full_like(site.initial, init_scale).log())
+        self.register_buffer("low", bounds.lower.detach().log().clone())
+        self.register_buffer("high", bounds.upper.detach().log().clone())
+        self.loc = nn.Parameter(initial.log())
+        self.log_scale = nn.Parameter(torch.full_like(initial, init_scale).log())
 
-    def forward(self) -> torch.distributions.Distribution:
+    def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        q = TruncatedLogNormal(
-            self.loc, self.log_scale.exp(), self.low, self.high, validate_args=False
+        scale = self.log_scale.exp()
+        return as_event(
+            TruncatedLogNormal(self.loc, scale, self.low, self.high, validate_args=False)
         )
-        return q.to_event(self.loc.dim())
 
 
-def _bounds(support: Any) -> Any:
-    """Return both ends of an interval of positive numbers, ``None`` for another support."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+def _bounds(support: Constraint) -> Bounds | None:
+    """Return the bounds of an interval, ``None`` for another support."""
+    support = elementwise_support(support)
     if type(support) is not type(constraints.unit_interval):
         return None
-    return support.lower_bound, support.upper_bound
+    return Bounds(support.lower_bound, support.upper_bound)

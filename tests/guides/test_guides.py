@@ -458,7 +458,7 @@ def test_rates_go_by_name_and_the_divergence_is_weight_decay():
         (gradient,) = torch.autograd.grad(kl[name], family.loc)
         assert torch.allclose(gradient, (1 - rates[name]) * family.loc.detach() / s**2, rtol=1e-5)
     with pytest.raises(
-        ValueError, match=r"the rate for 'fc1.\*' fits no weight; there are conv.weight, up.weight"
+        ValueError, match=r"the rate for 'fc1.\*' matches no weight; the weights are conv.weight, up.weight"
     ):
         BernoulliDropout(model, rate={"fc1.*": 0.2})
     with pytest.raises(ValueError, match=r"rate in \[0, 1\) for 'conv.weight', got 1.0"):
