@@ -1,12 +1,15 @@
-"""What the commands of ``pyro-bnn`` share: the program itself, its one-line errors, and options that several have."""
+"""What the commands of ``pyro-bnn`` share: the application, its errors, and common options."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from pyro_bnn.runs.names import Name
 
 __all__ = [
     "DataDir",
@@ -17,15 +20,17 @@ __all__ = [
     "Threads",
     "app",
     "free_folder",
+    "name_parser",
     "option",
     "prepare",
 ]
 
 
 class OneLineErrors(TyperGroup):
-    """Commands that answer a user's mistake with one line on stderr.
+    """Commands that report an expected error in one line on stderr.
 
-    The exit status is 2, or 1 where the run itself failed, or 130 after Ctrl-C.
+    The exit status is 2 for a user's mistake, 1 where the run itself failed, and 130 after Ctrl-C.
+    Unexpected errors keep their traceback.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -39,25 +44,35 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from None
         except Exception as error:
             code = _exit_code(error)
-            if code is None:  # a defect of this program: its traceback is wanted
+            if code is None:
                 raise
-            text = error.format_message() if hasattr(error, "format_message") else str(error)
-            typer.echo(f"pyro-bnn: {' '.join(text.split()) or type(error).__name__}", err=True)
+            typer.echo(f"pyro-bnn: {_one_line(error)}", err=True)
             raise typer.Exit(code) from error
 
 
+def _one_line(error: Exception) -> str:
+    """Return the message of an error in one line."""
+    text = str(error)
+    if hasattr(error, "format_message"):  # an error of typer
+        text = error.format_message()
+    return " ".join(text.split()) or type(error).__name__
+
+
 def _exit_code(error: Exception) -> int | None:
-    if hasattr(error, "format_message"):  # typer's own: a wrong option
+    """Return the exit status of an expected error; ``None`` for a defect of this program."""
+    if hasattr(error, "format_message"):  # an error of typer: a wrong option
         return 2
     from torch import OutOfMemoryError
 
-    from pyro_bnn.compression.onnx import ExportError
+    from pyro_bnn.compression import ExportError
     from pyro_bnn.runtime.tensor_files import CheckpointError
     from pyro_bnn.training import NonFiniteError
 
     if isinstance(error, NonFiniteError | ExportError | MemoryError | OutOfMemoryError):
         return 1
-    return 2 if isinstance(error, ValueError | OSError | CheckpointError) else None
+    if isinstance(error, ValueError | OSError | CheckpointError):
+        return 2
+    return None
 
 
 app = typer.Typer(
@@ -70,17 +85,36 @@ app = typer.Typer(
 )
 
 
-def option(text: str, *names: str, **limits: Any) -> Any:
-    """Return an option whose text says what happens when it is left out."""
-    return typer.Option(*names, help=text, show_default=False, **limits)
+def option(text: str, *flags: str, **settings: Any) -> Any:
+    """Return an option whose help says what happens when it is left out.
+
+    Args:
+        text: the help.
+        flags: names of the option, if they do not follow from the parameter.
+        settings: of :func:`typer.Option`.
+    """
+    return typer.Option(*flags, help=text, show_default=False, **settings)
+
+
+def name_parser(names: type[Name]) -> Callable[[str], str]:
+    """Return a parser of one kind of names, for ``typer.Option(parser=...)``.
+
+    Case does not matter; an unknown name is an error with the nearest name as a hint.
+    """
+
+    def parse(text: str) -> str:
+        try:
+            return str(names(text))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
 
 
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights, the batches and all noise.")
 ]
-Epochs = Annotated[
-    int, typer.Option(min=1, help="How many times the training data are gone through.")
-]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.")]
 Draws = Annotated[
     int, typer.Option(min=1, help="Posterior draws that predictions are averaged over.")
 ]
@@ -94,16 +128,16 @@ DataDir = Annotated[
 
 
 def free_folder(folder: Path) -> Path:
-    """Return the folder, or the first of its name with a number that is free."""
-    free, number = folder, 1
-    while free.exists():
+    """Return the folder, or the first of ``FOLDER-2``, ``FOLDER-3``, ... that does not exist."""
+    candidate, number = folder, 1
+    while candidate.exists():
         number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def prepare(threads: int | None) -> None:
-    """Set the number of threads, and keep freed memory."""
+    """Set the number of threads, and let the allocator keep freed memory."""
     import torch
 
     from pyro_bnn.runtime.malloc import retain_freed_memory

@@ -1,13 +1,18 @@
-"""``pyro-bnn evaluate``: how a run, or a compressed file, does on test data."""
+"""``pyro-bnn evaluate``: test a run, or a compressed file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import DataDir, Draws, Threads, option, prepare
+from pyro_bnn.runs.names import DataName, ModelName, OutOfDistributionName
+
+from .app import DataDir, Draws, Threads, name_parser, option, prepare
+
+if TYPE_CHECKING:
+    from pyro_bnn.posterior import Prediction
 
 __all__ = ["evaluate"]
 
@@ -18,25 +23,41 @@ def evaluate(
     ],
     draws: Draws = 50,
     ood: Annotated[
-        str | None, option("Also show how uncertain it is of inputs of another kind: notmnist.")
+        str | None,
+        option(
+            "Also show how uncertain it is of inputs of another kind: notmnist.",
+            parser=name_parser(OutOfDistributionName),
+            metavar="TEXT",
+        ),
     ] = None,
     data: Annotated[
-        str | None, option("Of a file: what to test it on; not needed beside its run.")
+        str | None,
+        option(
+            "Of a file: what to test it on; not needed beside its run.",
+            parser=name_parser(DataName),
+            metavar="TEXT",
+        ),
     ] = None,
     model: Annotated[
-        str | None, option("Of a file: the original; if left out, that of its run, or a LeNet.")
+        str | None,
+        option(
+            "Of a file: the original; if left out, that of its run, or a LeNet.",
+            parser=name_parser(ModelName),
+            metavar="TEXT",
+        ),
     ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
 ) -> None:
     """Evaluate the posterior of a run, or a compressed file, on test data.
 
-    Of a run it prints what pyro-bnn fit printed, for as many posterior draws as you like. With --ood notmnist, for
-    networks trained on mnist, also the mean entropies of digits and of letters, and the area under the ROC curve where
-    uncertainty is to tell the two apart (0.5 is chance). Writes nothing.
+    For a run, print what pyro-bnn fit printed, for any number of posterior draws. With --ood
+    notmnist, for networks trained on mnist, also print the mean entropies of digits and of letters,
+    and the area under the ROC curve when uncertainty separates the two (0.5 is chance).
 
-    Of a file it prints the test error of the network that it decodes, its bytes, and the compression rate: 4 bytes for
-    each weight of the original network, over the bytes of the file.
+    For a file, print the test error of the network that it decodes, its bytes, and the compression
+    rate: 4 bytes for each weight of the original network, over the bytes of the file. Nothing is
+    written.
 
     \b
     Examples:
@@ -44,16 +65,14 @@ def evaluate(
       pyro-bnn evaluate runs/sparse --ood notmnist
       pyro-bnn evaluate runs/sparse/compressed/network.pbnn --data mnist
     """
-    from pyro_bnn.runs import registry
-    from pyro_bnn.runs.compression import evaluate_compressed
+    from pyro_bnn.runs.compressed_files import evaluate_compressed
 
-    if ood is not None:
-        registry.known("out-of-distribution set", ood, ["notmnist"])
     prepare(threads)
     if run.is_file():
         if ood is not None:
             raise ValueError(
-                f"{run}: --ood is for runs; a compressed file has one network, sure of all it says"
+                f"{run}: --ood is for runs; a compressed file has one network without uncertainty "
+                "about its weights"
             )
         typer.echo(str(evaluate_compressed(run, data, data_dir, model)))
     elif run.suffix == ".pbnn" and not run.exists():
@@ -65,30 +84,33 @@ def evaluate(
 
 
 def _evaluate_run(
-    run: Path, draws: int, ood: str | None, data_dir: str | None, threads: int | None
+    folder: Path, draws: int, ood: str | None, data_dir: str | None, threads: int | None
 ) -> None:
-    """Print how the posterior of a run does."""
-    from pyro_bnn import runs
+    """Print the metrics of the posterior of a run."""
     from pyro_bnn.datasets import not_mnist
-    from pyro_bnn.metrics import out_of_distribution
-    from pyro_bnn.posterior import Posterior
-    from pyro_bnn.runs import evaluation as metrics
-    from pyro_bnn.runs import registry
+    from pyro_bnn.runs import run
+    from pyro_bnn.runs.evaluation import evaluate as evaluate_posterior
 
-    settings, place = runs.load(run)
-    runs.require_posterior(run)
-    typer.echo(runs.interruption(run), err=True, nl=False)
-    prepare(threads or place.threads)
-    folder = place.data_dir if data_dir is None else data_dir
-    data, _ = runs.data_of(settings, folder)
-    model, guide = registry.build(settings, data)
-    posterior = Posterior.load(run / "posterior", model, guide=guide)
-    evaluation = metrics.evaluate(posterior, data, draws)
+    settings, execution = run.load_settings(folder)
+    run.require_finished(folder)
+    typer.echo(run.interruption_note(folder), err=True, nl=False)
+    prepare(threads or execution.threads)
+    directory = execution.data_dir if data_dir is None else data_dir
+    data, _ = run.load_data(settings, directory)
+    posterior = run.load_posterior(folder, settings, data)
+    evaluation = evaluate_posterior(posterior, data, draws)
     typer.echo(str(evaluation))
     if ood is not None:
-        letters = not_mnist(folder, like=data)[0]
-        found = out_of_distribution(evaluation.prediction, posterior.predict(letters, draws))
-        for key in ("total", "epistemic"):
-            row = found[key]
-            means = f"{row.test_mean:.4f} on {data.name}, {row.other_mean:.4f} on notMNIST"
-            typer.echo(f"{key} uncertainty in nats: {means}; AUROC {row.auroc:.4f}")
+        letters, _ = not_mnist(directory, like=data)
+        _compare_uncertainty(data.name, evaluation.prediction, posterior.predict(letters, draws))
+
+
+def _compare_uncertainty(name: str, prediction: Prediction, unfamiliar: Prediction) -> None:
+    """Print how well uncertainty separates test data from unfamiliar inputs."""
+    from pyro_bnn.metrics import out_of_distribution
+
+    for kind, detection in out_of_distribution(prediction, unfamiliar).items():
+        typer.echo(
+            f"{kind} uncertainty in nats: {detection.test_mean:.4f} on {name}, "
+            f"{detection.other_mean:.4f} on notMNIST; AUROC {detection.auroc:.4f}"
+        )

@@ -1,22 +1,26 @@
-"""``pyro-bnn fit`` and ``pyro-bnn demo``: train a network, evaluate it, keep everything in a folder."""
+"""``pyro-bnn fit`` and ``pyro-bnn demo``: train a network, evaluate it, keep the results."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .app import DataDir, Draws, Epochs, Seed, Threads, free_folder, option, prepare
+from pyro_bnn.runs.names import DataName, GuideName, ModelName, PriorName
+
+from .app import DataDir, Draws, Epochs, Seed, Threads, free_folder, name_parser, option, prepare
 
 if TYPE_CHECKING:
     from pyro_bnn.datasets import Dataset
+    from pyro_bnn.posterior import Posterior
     from pyro_bnn.runs.evaluation import Evaluation
     from pyro_bnn.runs.settings import ExecutionConfig, Settings
+    from pyro_bnn.training import Progress
 
 __all__ = ["demo", "fit"]
 
@@ -25,24 +29,43 @@ def fit(
     ctx: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="lenet-300-100, lenet-5, mlp, mlp-regression or vgg."),
+        typer.Argument(
+            parser=name_parser(ModelName),
+            metavar="MODEL",
+            help="lenet-300-100, lenet-5, mlp, mlp-regression or vgg.",
+        ),
     ] = None,
     out: Annotated[Path | None, option("Folder of the run, new or empty.  [required]")] = None,
     data: Annotated[
-        str, typer.Option(help="digits (needs no file), mnist, cifar10, or a UCI set.")
+        str,
+        typer.Option(
+            parser=name_parser(DataName),
+            metavar="TEXT",
+            help="digits (needs no file), mnist, cifar10, or a UCI set.",
+        ),
     ] = "digits",
     prior: Annotated[
-        str, typer.Option(help="Prior over the weights; pyro-bnn list shows all.")
+        str,
+        typer.Option(
+            parser=name_parser(PriorName),
+            metavar="TEXT",
+            help="Prior over the weights; pyro-bnn list shows all.",
+        ),
     ] = "log-uniform",
     guide: Annotated[
-        str, typer.Option(help="Variational family; pyro-bnn list shows all.")
+        str,
+        typer.Option(
+            parser=name_parser(GuideName),
+            metavar="TEXT",
+            help="Variational family; pyro-bnn list shows all.",
+        ),
     ] = "sparse-vd",
     split: Annotated[
         int, typer.Option(min=0, max=19, help="Which published split of a UCI set.")
     ] = 0,
     hold_out: Annotated[
         int,
-        typer.Option(min=0, help="Keep so many training examples aside, to choose thresholds on."),
+        typer.Option(min=0, help="Training examples to hold out, for the choice of thresholds."),
     ] = 0,
     hidden: Annotated[
         str, option("Widths of the hidden layers of the mlp models, as 100,50.")
@@ -68,22 +91,24 @@ def fit(
     schedule: Annotated[
         str,
         typer.Option(
-            help="constant; linear, to zero; half-linear, constant for half of the epochs, then to zero."
+            help="constant; linear, to zero; half-linear, constant for half of the epochs, "
+            "then to zero."
         ),
     ] = "half-linear",
     kl_warmup: Annotated[
         str,
         typer.Option(
-            help="A:B, weight of the KL term: 0 up to epoch A, then linear, 1 from epoch B; or none."
+            help="A:B, weight of the KL term: 0 up to epoch A, then linear, 1 from epoch B; "
+            "or none."
         ),
     ] = "5:20",
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; its options are known.")
+        bool, typer.Option("--resume", help="Go on with the run in --out and its settings.")
     ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     snapshots: Annotated[
-        int, typer.Option(min=0, help="Keep the pruned weights every so many epochs; 0: never.")
+        int, typer.Option(min=0, help="Epochs between snapshots of the pruned weights; 0: none.")
     ] = 0,
     data_dir: DataDir = None,
     download: Annotated[
@@ -95,63 +120,53 @@ def fit(
 ) -> None:
     """Train a Bayesian network, evaluate it on test data, keep everything in a folder.
 
-    lenet-300-100 --data mnist, all other options as they stand, is the recipe with which Sparse Variational Dropout was
-    published: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then linearly down to 0, no KL term
-    before epoch 5, all of it from epoch 20.
+    lenet-300-100 --data mnist, with the defaults of all other options, is the published recipe of
+    Sparse Variational Dropout: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then
+    linearly down to 0, no KL term before epoch 5, all of it from epoch 20.
 
     \b
     Examples:
       pyro-bnn fit lenet-300-100 --data mnist --out runs/sparse
       pyro-bnn fit lenet-5 --data mnist --schedule linear --out runs/lenet-5
       pyro-bnn fit mlp --prior normal --guide mean-field --hidden 100,100 --out runs/mlp
-      pyro-bnn fit mlp-regression --data concrete --prior normal --guide mean-field --out runs/concrete
+      pyro-bnn fit mlp-regression --data concrete --prior normal --guide mean-field --out runs/uci
       pyro-bnn fit --out runs/sparse --resume
 
     \b
     Written to --out:
-      run.json         the settings, and the versions of what computed it
+      run.json         the settings, and the versions of the packages
       checkpoint/      the state of the training; --resume goes on from it, bit for bit
-      posterior.json   the posterior, with the safetensors file that it names
+      posterior.json   the posterior, with its safetensors file
       metrics.json     test metrics of the last epoch (test data select nothing)
       loss_terms.png   the terms of the loss over the epochs
-      snapshots/       with --snapshots: the pruned weights over the epochs, for the animation of pyro-bnn compress
+      snapshots/       with --snapshots: the pruned weights, for the animation of pyro-bnn compress
 
-    Ctrl-C ends the run after the present step; what was learned until then is evaluated and kept (exit status 130), and
-    --resume goes on. A folder that holds another run is never overwritten.
+    Ctrl-C ends the run after the present step; the posterior at that point is evaluated and kept
+    (exit status 130), and --resume goes on. A folder that holds another run is never overwritten.
     """
-    from pyro_bnn import runs
-    from pyro_bnn.runs import registry
+    from pyro_bnn.runs.registry import require_used_options
+    from pyro_bnn.runs.run import settings_to_resume
+    from pyro_bnn.runs.settings import ExecutionConfig, Settings
 
     if out is None:
         raise ValueError("fit: expected --out DIR, the folder of the run")
-    asked = _spelt(ctx.params)
-    there = resume and (out / "run.json").exists()
-    if there:
-        named = {
-            key
-            for key in asked
-            if getattr(ctx.get_parameter_source(key), "name", "") == "COMMANDLINE"
-        }
-        settings, place = runs.resumed(out, asked, named)
+    exists = resume and (out / "run.json").exists()
+    if exists:
+        settings, execution = settings_to_resume(out, ctx.params, _explicit_options(ctx))
+    elif resume and model is None:
+        raise ValueError(f"{out}: there is no run to resume")
     elif model is None:
-        raise ValueError(
-            f"{out}: there is no run to resume"
-            if resume
-            else "fit: expected a MODEL; see pyro-bnn list"
-        )
+        raise ValueError("fit: expected a MODEL; see pyro-bnn list")
     else:
-        settings = runs.Settings(
-            **{field.name: asked[field.name] for field in fields(runs.Settings)}
-        )
-        place = runs.ExecutionConfig(
-            **{field.name: asked[field.name] for field in fields(runs.ExecutionConfig)}
-        )
-        registry.require_read(settings)
-    evaluation, _ = _train(out, settings, place, claim=not there, download=download, draws=draws)
+        settings = Settings(**_select(ctx.params, Settings))
+        execution = ExecutionConfig(**_select(ctx.params, ExecutionConfig))
+        require_used_options(settings)
+    trained = _train(out, settings, execution, is_new=not exists, download=download, draws=draws)
     typer.echo(
-        f"{evaluation}\n\nwritten to {out}: run.json, posterior.json, metrics.json, loss_terms.png"
+        f"{trained.evaluation}\n\n"
+        f"written to {out}: run.json, posterior.json, metrics.json, loss_terms.png"
     )
-    _leave_if_interrupted(out, evaluation)
+    _exit_if_interrupted(out, trained.evaluation)
 
 
 def demo(
@@ -165,8 +180,9 @@ def demo(
 ) -> None:
     """See a network become sparse, in less than a minute and without any download.
 
-    LeNet-300-100 learns the handwritten digits that ship with scikit-learn, under a log-uniform prior, with Sparse
-    Variational Dropout: every weight learns its own noise, and weights that are nothing but noise are set to zero.
+    LeNet-300-100 learns the handwritten digits that ship with scikit-learn, under a log-uniform
+    prior, with Sparse Variational Dropout: every weight learns its own noise, and weights that are
+    nothing but noise are set to zero.
 
     \b
     Example:
@@ -181,76 +197,88 @@ def demo(
     """
     from tqdm import tqdm
 
-    from pyro_bnn import runs
-    from pyro_bnn.runs import demo as journey
+    from pyro_bnn.runs.demo import SparsityMonitor, demo_settings, draw_run
+    from pyro_bnn.runs.settings import ExecutionConfig
 
     out = out or free_folder(Path("runs/demo"))
-    settings = journey.settings(epochs, seed)
-    watch = journey.Watch(epochs, lambda line: tqdm.write(line, file=sys.stderr))
-    place = runs.ExecutionConfig(threads=threads, checkpoint_every=max(epochs // 4, 1))
+    monitor = SparsityMonitor(epochs, lambda line: tqdm.write(line, file=sys.stderr))
+    execution = ExecutionConfig(threads=threads, checkpoint_every=max(epochs // 4, 1))
     typer.echo(
-        "LeNet-300-100 learns 1,437 digits of 8x8 pixels: log-uniform prior, Sparse Variational Dropout"
+        "LeNet-300-100 learns 1,437 digits of 8x8 pixels: "
+        "log-uniform prior, Sparse Variational Dropout"
     )
-    evaluation, (result, data) = _train(out, settings, place, claim=True, callbacks=[watch])
-    typer.echo(f"\n{evaluation}\n")
-    pictures = journey.draw(out, result.posterior, evaluation, data, watch)
+    trained = _train(out, demo_settings(epochs, seed), execution, is_new=True, callbacks=[monitor])
+    typer.echo(f"\n{trained.evaluation}\n")
+    figures = draw_run(out, trained.posterior, trained.evaluation, trained.data, monitor)
     typer.echo(
-        f"written to {out}: run.json, posterior.json, metrics.json, loss_terms.png, {', '.join(pictures)}"
+        f"written to {out}: run.json, posterior.json, metrics.json, loss_terms.png, "
+        f"{', '.join(figures)}"
     )
-    _leave_if_interrupted(out, evaluation)
+    _exit_if_interrupted(out, trained.evaluation)
 
 
-# --- pieces -----------------------------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------
 
 
-def _spelt(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the names of things as they are spelt in the lists."""
-    from pyro_bnn.runs import registry
+def _explicit_options(ctx: typer.Context) -> set[str]:
+    """Return the parameters that the user named on the command line."""
+    explicit = set()
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            explicit.add(name)
+    return explicit
 
-    lists: dict[str, Callable[[], Iterable[str]]] = {
-        "model": registry.models_by_name,
-        "prior": registry.priors_by_name,
-        "guide": registry.guides_by_name,
-        "data": registry.data_by_name,
-    }
-    spelt = dict(given)
-    for kind, listed in lists.items():
-        if given[kind] is not None:
-            spelt[kind] = registry.known(
-                "data set" if kind == "data" else kind, given[kind], listed()
-            )
-    return spelt
+
+def _select(params: Mapping[str, Any], config: type[Settings | ExecutionConfig]) -> dict[str, Any]:
+    """Return the parameters that are fields of a dataclass."""
+    return {field.name: params[field.name] for field in fields(config)}
+
+
+class _Trained(NamedTuple):
+    """The result of a command that trains."""
+
+    evaluation: Evaluation
+    posterior: Posterior
+    data: Dataset
 
 
 def _train(
     out: Path,
     settings: Settings,
-    place: ExecutionConfig,
-    claim: bool,
+    execution: ExecutionConfig,
+    is_new: bool,
     download: bool = False,
     draws: int = 50,
-    callbacks: Sequence[Any] = (),
-) -> tuple[Evaluation, tuple[Any, Dataset]]:
-    """Train and evaluate in the folder, claiming it first unless the run is there already."""
-    from pyro_bnn import runs
-    from pyro_bnn.runs import registry
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+) -> _Trained:
+    """Train and evaluate in a folder, which is created for a new run."""
+    from pyro_bnn.runs import run
+    from pyro_bnn.runs.registry import build
+    from pyro_bnn.runs.settings import schedules
 
-    prepare(place.threads)
-    data, _ = runs.data_of(settings, place.data_dir, download)
-    model, guide = registry.build(settings, data)
-    runs.schedules(settings)  # what is wrong with them is said before a folder is made
-    with runs.claimed(out, settings, place) if claim else contextlib.nullcontext():
-        result = runs.train(
-            out, model, guide, data, settings, place, callbacks, progress=sys.stderr.isatty()
+    prepare(execution.threads)
+    data, _ = run.load_data(settings, execution.data_dir, download)
+    program = build(settings, data)
+    schedules(settings)  # raises its errors before a folder is made
+    folder: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if is_new:
+        folder = run.claim_folder(out, settings, execution)
+    with folder:
+        result = run.train(
+            out, program, data, settings, execution, callbacks, progress=sys.stderr.isatty()
         )
-    return runs.finish(out, result, data, draws), (result, data)
+    evaluation = run.evaluate_and_save(out, result, data, draws)
+    return _Trained(evaluation, result.posterior, data)
 
 
-def _leave_if_interrupted(out: Path, evaluation: Evaluation) -> None:
+def _exit_if_interrupted(out: Path, evaluation: Evaluation) -> None:
+    """Exit with status 130 after a run that Ctrl-C ended."""
     training = evaluation.metrics["training"]
     if training["interrupted"]:
         typer.echo(
-            f"pyro-bnn: stopped in epoch {training['epochs'] + 1}; go on with: pyro-bnn fit --out {out} --resume",
+            f"pyro-bnn: stopped in epoch {training['epochs'] + 1}; "
+            f"go on with: pyro-bnn fit --out {out} --resume",
             err=True,
         )
         raise typer.Exit(130)

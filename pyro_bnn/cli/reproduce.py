@@ -1,4 +1,4 @@
-"""``pyro-bnn reproduce``: the published tables, run again."""
+"""``pyro-bnn reproduce``: run the published tables again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reproduce(
         str, typer.Option(help="lenet-300-100, lenet-5, vgg, vgg-sixteenth; mlp for random-labels.")
     ] = "lenet-300-100",
     out: Annotated[
-        Path, typer.Option(help="Folder of the fits; a recipe that was stopped goes on.")
+        Path, typer.Option(help="Folder of the fits; a recipe that was stopped resumes.")
     ] = Path("runs/reproduce"),
     results: Annotated[Path | None, option("Folder of the rows; if left out, OUT/results.")] = None,
     seed: Seed = 0,
@@ -34,10 +34,11 @@ def reproduce(
 ) -> None:
     """Run a published table again, on MNIST or, for VGG, CIFAR-10: one seed of one network.
 
-    The last 5,000 training images are held out, to choose thresholds by; test images choose nothing; what counts is
-    the last epoch. Each row is written to --results as soon as it is known; the table of all rows that are there is
-    printed, and written to table.md beside them. Minutes to hours (vgg: on a GPU; vgg-sixteenth tries the same program
-    on any machine): a recipe that was stopped goes on where it was.
+    The last 5,000 training images are held out for the choice of thresholds; nothing is chosen on
+    the test images, and the last epoch is reported. Each row is written to --results as soon as it
+    is known; the table of all available rows is printed, and written to table.md beside them. It
+    takes minutes to hours (vgg: on a GPU; vgg-sixteenth tries the same program on any machine); a
+    recipe that was stopped resumes where it was.
 
     \b
     Examples:

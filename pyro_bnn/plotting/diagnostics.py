@@ -1,13 +1,25 @@
-"""Pictures of comparisons and of simulations."""
+"""Figures of comparisons and of simulation-based calibration."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import cycle
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .style import BLUE, GREY, ORANGE, new_figure, open_axes, set_title
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY_BLUE,
+    new_figure,
+    open_axes,
+    set_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,48 +30,75 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_comparison", "plot_simulation"]
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY_BLUE)
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
-    """Draw what each method says of f(x) side by side, and below the ratio of its sds to the reference's.
+    """Plot the functions f(x) of each method, and the ratio of their sds to the reference's.
 
-    For one input the functions are drawn over it: the mean, two standard deviations of f, the 90% interval of y, the
-    training data. For more inputs each test point is a dot, the sd of f under the reference against that of the method.
+    With one input, the functions are drawn over it: the mean, two standard deviations of f, the 90%
+    interval of y and the training data. With more inputs, each test point is a dot: the sd of f
+    under the method against that under the reference. The ratios are below.
+
+    Args:
+        comparison: as :func:`~pyro_bnn.compare` returns it.
     """
     names = list(comparison.curves)
     figure = new_figure(max(7.0, 2.6 * len(names)), 5.0)
     grid = figure.add_gridspec(2, len(names), height_ratios=(1.6, 1))
-    line = (
-        comparison.x.numel() == len(comparison.x)
-        and next(iter(comparison.curves.values())).mean.dim() == 1
-    )
-    order = comparison.x.flatten().argsort() if line else None
+    order = _order_of_inputs(comparison)
     first: Axes | None = None
     for column, name in enumerate(names):
-        first = axes = figure.add_subplot(grid[0, column], sharex=first, sharey=first)
-        if order is not None:
-            _bands(axes, comparison, name, order)
+        axes = figure.add_subplot(grid[0, column], sharex=first, sharey=first)
+        title = name
+        if name == comparison.reference:
+            title = f"{name} (reference)"
+        set_title(axes, title)
+        if order is None:
+            _draw_spreads(axes, comparison.curves[name], comparison.curves[comparison.reference])
         else:
-            _spreads(axes, comparison.curves[name], comparison.curves[comparison.reference])
-        set_title(axes, f"{name}{' (reference)' if name == comparison.reference else ''}")
+            _draw_bands(axes, comparison, name, order)
         axes.tick_params(labelleft=column == 0)
         open_axes(axes)
-    figure.axes[0].set_ylabel("f(x)" if order is not None else "sd of f(x)")
-    _ratios(figure.add_subplot(grid[1, :]), comparison, order)
+        first = axes
+    ratios = figure.add_subplot(grid[1, :])
+    if order is None:
+        figure.axes[0].set_ylabel("sd of f(x)")
+        _draw_sorted_ratios(ratios, comparison)
+    else:
+        figure.axes[0].set_ylabel("f(x)")
+        _draw_ratios(ratios, comparison, order)
+        _add_legend(figure.axes[0])
     return figure
 
 
-def _bands(axes: Axes, comparison: Comparison, name: str, order: Tensor) -> None:
-    curve, at = comparison.curves[name], comparison.x.flatten()[order].cpu()
+def _order_of_inputs(comparison: Comparison) -> Tensor | None:
+    """Return the order of scalar inputs, or ``None`` if f cannot be drawn over one input."""
+    one_input = comparison.x.numel() == len(comparison.x)
+    curve = comparison.curves[comparison.reference]
+    if not one_input or curve.mean.dim() != 1:
+        return None
+    return comparison.x.flatten().argsort()
+
+
+def _draw_bands(axes: Axes, comparison: Comparison, name: str, order: Tensor) -> None:
+    """Draw mean, two standard deviations of f, the interval of y and the data over the input."""
+    curve = comparison.curves[name]
+    position = comparison.x.flatten()[order].cpu()
     mean, stddev = curve.mean[order].cpu(), curve.stddev[order].cpu()
     if curve.interval is not None:
-        lower, upper = (end[order].cpu() for end in curve.interval)
+        lower, upper = curve.interval
         axes.fill_between(
-            at, lower, upper, color=BLUE, alpha=0.15, linewidth=0, label="90% interval of y"
+            position,
+            lower[order].cpu(),
+            upper[order].cpu(),
+            color=BLUE,
+            alpha=0.15,
+            linewidth=0,
+            label="90% interval of y",
         )
     axes.fill_between(
-        at,
+        position,
         mean - 2 * stddev,
         mean + 2 * stddev,
         color=BLUE,
@@ -67,70 +106,87 @@ def _bands(axes: Axes, comparison: Comparison, name: str, order: Tensor) -> None
         linewidth=0,
         label="f(x), ±2 sd",
     )
-    axes.plot(at, mean, color=BLUE, linewidth=1)
+    axes.plot(position, mean, color=BLUE, linewidth=1)
     if comparison.data is not None:
-        x, y = (part.flatten().cpu() for part in comparison.data)
-        axes.plot(x, y, ".", color="black", markersize=3, label="data")
+        x, y = comparison.data
+        points = x.flatten().cpu(), y.flatten().cpu()
+        axes.plot(*points, ".", color="black", markersize=3, label="data")
     axes.set_xlabel("x")
-    if name == next(iter(comparison.curves)):
-        axes.legend(
-            fontsize=6, framealpha=0.8, edgecolor="none", handlelength=1.2, loc="lower center"
-        )
 
 
-def _spreads(axes: Axes, curve: Curve, reference: Curve) -> None:
-    a, b = reference.stddev.flatten().cpu(), curve.stddev.flatten().cpu()
-    top = float(torch.stack([a, b]).max()) if len(a) else 1.0
-    axes.plot([0, top], [0, top], color=GREY, linewidth=1)
-    axes.plot(a, b, ".", color=BLUE, markersize=3, alpha=0.5)
+def _add_legend(axes: Axes) -> None:
+    axes.legend(fontsize=6, framealpha=0.8, edgecolor="none", handlelength=1.2, loc="lower center")
+
+
+def _draw_spreads(axes: Axes, curve: Curve, reference: Curve) -> None:
+    """Draw the sd of f at each test point against that under the reference."""
+    expected, stddev = reference.stddev.flatten().cpu(), curve.stddev.flatten().cpu()
+    largest = max(float(expected.max()), float(stddev.max()))
+    axes.plot([0, largest], [0, largest], color=GREY, linewidth=1)
+    axes.plot(expected, stddev, ".", color=BLUE, markersize=3, alpha=0.5)
     axes.set_xlabel("sd of f(x), reference")
 
 
-def _ratios(axes: Axes, comparison: Comparison, order: Tensor | None) -> None:
-    """Draw the ratios of the sds, over x or, for more inputs, sorted."""
+def _draw_ratios(axes: Axes, comparison: Comparison, order: Tensor) -> None:
+    """Draw the ratios of the sds over the input."""
+    position = comparison.x.flatten()[order].cpu()
+    for (name, ratio), color in zip(_ratios(comparison).items(), cycle(_CYCLE), strict=False):
+        axes.plot(position, ratio[order].cpu(), color=color, label=name)
+    axes.set_xlabel("x")
+    _finish_ratios(axes, comparison)
+
+
+def _draw_sorted_ratios(axes: Axes, comparison: Comparison) -> None:
+    """Draw the finite ratios of the sds in increasing order."""
+    for (name, ratio), color in zip(_ratios(comparison).items(), cycle(_CYCLE), strict=False):
+        ascending = ratio[ratio.isfinite()].sort().values.cpu()
+        axes.plot(torch.linspace(0, 1, len(ascending)), ascending, color=color, label=name)
+    axes.set_xlabel("fraction of the test values")
+    _finish_ratios(axes, comparison)
+
+
+def _ratios(comparison: Comparison) -> dict[str, Tensor]:
+    """Return the sd of f under each method over that under the reference, flattened."""
     reference = comparison.curves[comparison.reference].stddev
-    colours = iter(_COLOURS * len(comparison.curves))
+    ratios = {}
     for name, curve in comparison.curves.items():
-        if name == comparison.reference:
-            continue
-        ratio = (curve.stddev / reference).flatten()
-        ratio = ratio[order] if order is not None else ratio[torch.isfinite(ratio)].sort().values
-        at: Any = (
-            comparison.x.flatten()[order].cpu()
-            if order is not None
-            else torch.linspace(0, 1, len(ratio))
-        )
-        axes.plot(at, ratio.cpu(), color=next(colours), label=name)
+        if name != comparison.reference:
+            ratios[name] = (curve.stddev / reference).flatten()
+    return ratios
+
+
+def _finish_ratios(axes: Axes, comparison: Comparison) -> None:
     axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("x" if order is not None else "share of the test values")
     axes.set_ylabel("sd of f(x) over\nthe reference's")
     axes.legend(frameon=False, fontsize=8, ncols=len(comparison.curves))
     open_axes(axes)
 
 
 def plot_simulation(simulation: Simulation, most: int = 12) -> Figure:
-    """Draw for each quantity how the ECDF of its ranks differs from the uniform one, with the simultaneous 95% band.
+    """Plot the ECDF of the ranks of each quantity minus the uniform one, with its 95% band.
 
-    A posterior that is too narrow leaves the band in an S through zero, one that is shifted in an arc.
+    The band is simultaneous over all ranks. The curve of a posterior that is too narrow leaves it
+    in the shape of an S through zero, that of a shifted posterior in an arc.
 
     Args:
-        simulation: that was run.
-        most: how many quantities, those of the smallest p-values.
+        simulation: as ``simulate`` of :mod:`pyro_bnn.diagnostics` returns it.
+        most: the largest number of quantities, those of the smallest p-values.
     """
     worst = sorted(simulation.p_values.items(), key=lambda item: item[1])[:most]
     columns = min(4, len(worst))
     rows = -(-len(worst) // columns)
     figure = new_figure(2.6 * columns + 0.6, 2.1 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    at, half = simulation.band()
+    position, half_width = simulation.band()
     for axes in grid.flat[len(worst) :]:
         axes.set_axis_off()
-    for axes, (name, p) in zip(grid.flat, worst, strict=False):
-        axes.fill_between(at, -half, half, color=GREY, alpha=0.25, linewidth=0)
+    for axes, (name, p_value) in zip(grid.flat, worst, strict=False):
+        axes.fill_between(position, -half_width, half_width, color=GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.step(at, simulation.ecdf(name) - at, color=BLUE if p >= 0.05 else ORANGE, where="post")
-        set_title(axes, f"{name}\np = {p:.2g}")
+        color = BLUE if p_value >= 0.05 else ORANGE
+        axes.step(position, simulation.ecdf(name) - position, color=color, where="post")
+        set_title(axes, f"{name}\np = {p_value:.2g}")
         open_axes(axes)
     figure.supxlabel("rank of the true value, as a fraction")
     figure.supylabel("ECDF - uniform")

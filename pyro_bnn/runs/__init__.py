@@ -1,14 +1,5 @@
-"""A run on disk: what it was asked to do, its checkpoints, its results."""
+"""A run on disk: its settings, its checkpoints, its results, and its compressed form.
 
-from .run import begin as begin
-from .run import claimed as claimed
-from .run import data_of as data_of
-from .run import finish as finish
-from .run import interruption as interruption
-from .run import load as load
-from .run import require_posterior as require_posterior
-from .run import resumed as resumed
-from .run import train as train
-from .settings import ExecutionConfig as ExecutionConfig
-from .settings import Settings as Settings
-from .settings import schedules as schedules
+The modules are imported one by one (``from pyro_bnn.runs.run import train``), because
+:mod:`~pyro_bnn.runs.names` has to load without torch.
+"""

@@ -1,34 +1,35 @@
-"""How a posterior does on test data: metrics, and a table for people."""
+"""Evaluate a posterior on test data: metrics for a file, and a report for people."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_bnn import compression
 from pyro_bnn.datasets import Dataset
-from pyro_bnn.metrics import classification_error, error_of, interval_coverage
+from pyro_bnn.metrics import classification_error, interval_coverage
 from pyro_bnn.posterior import Posterior, Prediction
+from pyro_bnn.runtime.text_table import format_table
 
-__all__ = ["Evaluation", "FileEvaluation", "evaluate", "evaluate_file"]
+from .folders import JsonValue
+
+__all__ = ["Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a posterior does on test data.
+    """The metrics of a posterior on test data.
 
     Attributes:
-        metrics: what goes into ``metrics.json``.
-        prediction: of the averaged draws.
-        pruned: the pruned network; ``None`` for a point estimate, which has no variance to prune by, and where pruning
-            would leave nothing.
+        metrics: the content of ``metrics.json``.
+        prediction: the average over posterior draws.
+        pruned: the pruned network; ``None`` for a point estimate, which has no variance to prune
+            by, and where pruning would remove every weight.
     """
 
     metrics: dict[str, Any]
@@ -36,64 +37,67 @@ class Evaluation:
     pruned: compression.Pruned | None
 
     def __str__(self) -> str:
-        rows = _rows(self.metrics)
-        width = max(len(name) for name, *_ in rows)
-        lines = [f"{name.ljust(width)}  {first:>8}  {second:>14}" for name, first, second in rows]
-        lines += ["", *_sentences(self.metrics["uncertainty"])]
+        paragraphs = [_score_table(self.metrics), _describe_uncertainty(self.metrics)]
         if self.pruned:
-            lines += ["", str(self.pruned)]
+            paragraphs.append(str(self.pruned))
         elif "not_pruned" in self.metrics:
-            lines += ["", f"not pruned: {self.metrics['not_pruned']}"]
-        return "\n".join(lines)
+            paragraphs.append(f"not pruned: {self.metrics['not_pruned']}")
+        return "\n\n".join(paragraphs)
+
+
+# --- metrics --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation:
-    """Return the metrics of one network, that at the posterior means after pruning, and of the average over draws.
+    """Return the metrics of two predictions: of the pruned network at the posterior means, and of
+    the average over posterior draws.
 
-    For classes: accuracy, error (fractions) and negative log-likelihood (nats per example). For regression: root mean
-    squared error and log-likelihood (nats per example) in the original units, and the fraction of test points that the
-    50% and 90% intervals hold.
+    For classes: accuracy and error (fractions) and negative log-likelihood (nats per example). For
+    regression: root mean squared error and log-likelihood (nats per example), in the original
+    units, and the coverage of the 50% and 90% predictive intervals.
 
     Args:
         posterior: of a ``BayesianNet``.
         data: its test part is used.
-        draws: how many networks the average is over.
+        draws: the number of networks in the average.
     """
     x, y = data.test
-    pruned, why_not = _pruned(posterior)
-    network = pruned.module.eval() if pruned else posterior.mean_network().eval()
-    outputs = torch.cat([network(part) for part in x.split(1000)])
+    pruned, reason = _prune(posterior)
+    network = posterior.mean_network() if pruned is None else pruned.module
+    network.eval()
+    outputs = torch.cat([network(batch) for batch in torch.split(x, 1000)])
     single = posterior.model.likelihood(outputs)
-    prediction = posterior.predict(x, draws)
-    score = _regression if data.classes is None else _classification
-    center = single.mean if data.classes is None else outputs
+    average = posterior.predict(x, draws)
+    if data.classes is None:
+        mean_scores = _regression_scores(single.mean, single.log_prob(y), data)
+        draw_scores = _regression_scores(average.mean, average.log_prob(y), data)
+        uncertainty = _regression_uncertainty(average, data)
+    else:
+        mean_scores = _class_scores(outputs, single.log_prob(y), data)
+        draw_scores = _class_scores(average.mean, average.log_prob(y), data)
+        uncertainty = _class_uncertainty(average, data)
     metrics: dict[str, Any] = {
         "data": data.name,
         "test_examples": len(x),
-        "network": "pruned posterior mean" if pruned else "posterior mean",
-        "mean_network": score(center, single.log_prob(y), data),
-        "draws": {"number": draws, **score(prediction.mean, prediction.log_prob(y), data)},
-        "uncertainty": _uncertainty(prediction, data),
+        "network": "posterior mean" if pruned is None else "pruned posterior mean",
+        "mean_network": mean_scores,
+        "draws": {"number": draws, **draw_scores},
+        "uncertainty": uncertainty,
     }
-    if pruned:
-        layers = [
-            {**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity}
-            for layer in pruned.report
-        ]
-        metrics["sparsity"] = {
-            "ratio": pruned.ratio,
-            "dense_ratio": pruned.dense_ratio,
-            "layers": layers,
-        }
-    elif why_not:
-        metrics["not_pruned"] = why_not
-    return Evaluation(metrics, prediction, pruned)
+    if pruned is not None:
+        metrics["sparsity"] = _sparsity(pruned)
+    elif reason:
+        metrics["not_pruned"] = reason
+    return Evaluation(metrics, average, pruned)
 
 
-def _pruned(posterior: Posterior) -> tuple[compression.Pruned | None, str]:
-    """Return the pruned network, or ``None`` and why an empty one would be left."""
-    if not any(bool(variance.any()) for _, variance in posterior.moments().values()):
+def _prune(posterior: Posterior) -> tuple[compression.Pruned | None, str]:
+    """Return the pruned network, or ``None`` and the reason why there is none."""
+    has_variance = False
+    for _, variance in posterior.moments().values():
+        has_variance = has_variance or bool(variance.any())
+    if not has_variance:
         return None, ""
     try:
         return compression.prune(posterior), ""
@@ -101,165 +105,100 @@ def _pruned(posterior: Posterior) -> tuple[compression.Pruned | None, str]:
         return None, str(error)
 
 
-def _classification(scores: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
+def _sparsity(pruned: compression.Pruned) -> dict[str, JsonValue]:
+    layers = []
+    for layer in pruned.report:
+        facts = {**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity}
+        layers.append(facts)
+    return {"ratio": pruned.ratio, "dense_ratio": pruned.dense_ratio, "layers": layers}
+
+
+def _mean(values: Tensor) -> float:
+    """Return the mean, computed in double precision."""
+    return float(values.double().mean())
+
+
+def _class_scores(scores: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
     error = classification_error(scores, data.y_test)
-    return {"accuracy": 1 - error, "error": error, "nll": -float(log_prob.double().mean())}
+    return {"accuracy": 1 - error, "error": error, "nll": -_mean(log_prob)}
 
 
-def _regression(mean: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
+def _regression_scores(mean: Tensor, log_prob: Tensor, data: Dataset) -> dict[str, float]:
     # y = y_std y' + y_mean, so p(y) = p(y') / y_std
-    rmse = float((mean - data.y_test).double().square().mean().sqrt()) * data.y_std
-    return {"rmse": rmse, "log_likelihood": float(log_prob.double().mean()) - math.log(data.y_std)}
+    rmse = math.sqrt(_mean((mean - data.y_test).double().square())) * data.y_std
+    return {"rmse": rmse, "log_likelihood": _mean(log_prob) - math.log(data.y_std)}
 
 
-def _uncertainty(prediction: Prediction, data: Dataset) -> dict[str, Any]:
-    """Return averages over the test data: entropies in nats for classes, else standard deviations in original units."""
-    parts = {key: getattr(prediction, key) for key in ("total", "aleatoric", "epistemic")}
-    if data.classes is None:
-        deviations = {
-            key: float(value.double().mean().sqrt()) * data.y_std for key, value in parts.items()
-        }
-        return {
-            **deviations,
-            "coverage": {
-                f"{level:.0%}": interval_coverage(prediction, data.y_test, level)
-                for level in (0.5, 0.9)
-            },
-        }
+def _class_uncertainty(prediction: Prediction, data: Dataset) -> dict[str, JsonValue]:
+    """Return mean entropies in nats, the epistemic part also for right and for wrong answers."""
     right = prediction.mean.argmax(-1) == data.y_test
-    by_outcome = {
-        "epistemic_right": parts["epistemic"][right],
-        "epistemic_wrong": parts["epistemic"][~right],
+    entropies = {
+        "total": prediction.total,
+        "aleatoric": prediction.aleatoric,
+        "epistemic": prediction.epistemic,
+        "epistemic_right": prediction.epistemic[right],
+        "epistemic_wrong": prediction.epistemic[~right],
     }
+    means: dict[str, JsonValue] = {}
+    for name, values in entropies.items():
+        means[name] = _mean(values) if len(values) else None
+    return means
+
+
+def _regression_uncertainty(prediction: Prediction, data: Dataset) -> dict[str, JsonValue]:
+    """Return root mean variances in the original units, and the coverage of intervals."""
+    coverage = {}
+    for level in (0.5, 0.9):
+        coverage[f"{level:.0%}"] = interval_coverage(prediction, data.y_test, level)
     return {
-        key: float(value.double().mean()) if len(value) else None
-        for key, value in (parts | by_outcome).items()
+        "total": math.sqrt(_mean(prediction.total)) * data.y_std,
+        "aleatoric": math.sqrt(_mean(prediction.aleatoric)) * data.y_std,
+        "epistemic": math.sqrt(_mean(prediction.epistemic)) * data.y_std,
+        "coverage": coverage,
     }
 
 
-# --- networks without a posterior -------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FileEvaluation:
-    """How a compressed file does on test data.
-
-    Attributes:
-        path: of the file.
-        bytes: its size.
-        error: the fraction of test examples that its network gets wrong.
-        examples: how many there are.
-        data: their name.
-        nonzero: weights of the decoded network that are not zero.
-        weights: of the original network, biases not counted; ``None``: not known.
-        original: what the original network is.
-    """
-
-    path: str
-    bytes: int
-    error: float
-    examples: int
-    data: str
-    nonzero: int
-    weights: int | None = None
-    original: str = ""
-
-    @property
-    def rate(self) -> float | None:
-        """4 bytes for each weight of the original network over the bytes of the file."""
-        return None if self.weights is None else 4 * self.weights / self.bytes
-
-    def __str__(self) -> str:
-        wrong = f"{round(self.error * self.examples):,} of {self.examples:,} test examples of {self.data}"
-        lines = [f"{self.path}: {self.bytes:,} bytes, {self.nonzero:,} weights that are not zero"]
-        lines.append(f"test error {self.error:.2%} ({wrong})")
-        if self.weights is None:
-            lines.append(
-                "compression rate: not known; say of which network it is, --model lenet-300-100"
-            )
-        else:
-            original = f"4 bytes for each of the {self.weights:,} weights of {self.original}"
-            lines.append(
-                f"compression rate {self.rate:,.1f}: {original}, over the bytes of the file"
-            )
-        return "\n".join(lines)
+def _score_table(metrics: Mapping[str, Any]) -> str:
+    """Return a table with a row for the network at the means and a row for the draws."""
+    title = f"{metrics['data']}, {metrics['test_examples']} test examples"
+    single, average = metrics["mean_network"], metrics["draws"]
+    names = (
+        f"{metrics['network']}, no sampling",
+        f"average of {average['number']} posterior draws",
+    )
+    rows = []
+    if "rmse" in average:
+        header = (title, "RMSE", "log-likelihood")
+        for name, scores in zip(names, (single, average), strict=True):
+            rows.append((name, f"{scores['rmse']:.4g}", f"{scores['log_likelihood']:.3f}"))
+    else:
+        header = (title, "accuracy", "NLL (nats)")
+        for name, scores in zip(names, (single, average), strict=True):
+            rows.append((name, f"{scores['accuracy']:.2%}", f"{scores['nll']:.4f}"))
+    return format_table(header, rows)
 
 
-def evaluate_file(
-    path: Path, data: Dataset, network: nn.Module, weights: int | None, original: str
-) -> FileEvaluation:
-    """Return how the network that was decoded from a file does on test data.
-
-    Args:
-        path: of the file.
-        data: of classes; its test part is used.
-        network: what :func:`~pyro_bnn.compression.load` returned.
-        weights: of the original network, biases not counted, if known.
-        original: its name.
-
-    Raises:
-        ValueError: data of real numbers; inputs that the network does not take.
-    """
-    if data.classes is None:
-        raise ValueError(
-            f"{path}: the test error is that of classes, the targets of {data.name} are real numbers"
+def _describe_uncertainty(metrics: Mapping[str, Any]) -> str:
+    uncertainty = metrics["uncertainty"]
+    total, aleatoric = uncertainty["total"], uncertainty["aleatoric"]
+    epistemic = uncertainty["epistemic"]
+    if "coverage" in uncertainty:
+        intervals = []
+        for level, coverage in uncertainty["coverage"].items():
+            intervals.append(f"the {level} intervals hold {coverage:.1%}")
+        return (
+            f"predictive standard deviation: total {total:.3g}, aleatoric {aleatoric:.3g}, "
+            f"epistemic {epistemic:.3g}\nof the test points {', '.join(intervals)}"
         )
-    try:
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # torch.fx prints the traceback of what fails
-            error = error_of(network, data.test)
-    except (RuntimeError, IndexError) as failure:
-        inputs = "x".join(map(str, data.x_test.shape[1:]))
-        raise ValueError(
-            f"{path}: its network does not take the inputs of {data.name}, {inputs} numbers each; take the data that "
-            f"it was trained on ({failure})"
-        ) from failure
-    nonzero = sum(int(value.count_nonzero()) for value in network.parameters() if value.dim() > 1)
-    return FileEvaluation(
-        str(path),
-        path.stat().st_size,
-        error,
-        len(data.x_test),
-        data.name,
-        nonzero,
-        weights,
-        original,
+    outcomes = []
+    for outcome in ("right", "wrong"):
+        mean = uncertainty[f"epistemic_{outcome}"]
+        if mean is not None:
+            outcomes.append(f"{mean:.4f} where the answer is {outcome}")
+    return (
+        f"uncertainty in nats: total {total:.4f} = aleatoric {aleatoric:.4f} "
+        f"+ epistemic {epistemic:.4f}\nepistemic part: {', '.join(outcomes)}"
     )
-
-
-def _rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return a row of names, and one each for the network at the means and for the draws."""
-    head = f"{metrics['data']}, {metrics['test_examples']} test examples"
-    named = {
-        f"{metrics['network']}, no sampling": metrics["mean_network"],
-        f"average of {metrics['draws']['number']} posterior draws": metrics["draws"],
-    }
-    if "rmse" in metrics["draws"]:
-        rows = [
-            (name, f"{row['rmse']:.4g}", f"{row['log_likelihood']:.3f}")
-            for name, row in named.items()
-        ]
-        return [(head, "RMSE", "log-likelihood"), *rows]
-    rows = [(name, f"{row['accuracy']:.2%}", f"{row['nll']:.4f}") for name, row in named.items()]
-    return [(head, "accuracy", "NLL (nats)"), *rows]
-
-
-def _sentences(u: dict[str, Any]) -> list[str]:
-    """Return what there is to say of the uncertainty."""
-    if "coverage" in u:
-        held = ", ".join(
-            f"the {level} intervals hold {held:.1%}" for level, held in u["coverage"].items()
-        )
-        parts = f"total {u['total']:.3g}, aleatoric {u['aleatoric']:.3g}, epistemic {u['epistemic']:.3g}"
-        return [f"predictive standard deviation: {parts}", f"of the test points {held}"]
-    parts = (
-        f"total {u['total']:.4f} = aleatoric {u['aleatoric']:.4f} + epistemic {u['epistemic']:.4f}"
-    )
-    by_outcome = [(outcome, u[f"epistemic_{outcome}"]) for outcome in ("right", "wrong")]
-    where = ", ".join(
-        f"{mean:.4f} where the answer is {outcome}"
-        for outcome, mean in by_outcome
-        if mean is not None
-    )
-    return [f"uncertainty in nats: {parts}", f"epistemic part: {where}"]

@@ -1,24 +1,25 @@
-"""Folders of results: nothing in them is overwritten, and what is written as JSON can be read by anyone."""
+"""Folders of results: nothing in them is overwritten, and numbers are written as JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyro_bnn.runtime.tensor_files import CheckpointError, write_atomically
 
-__all__ = ["claimed", "require_empty", "write_json"]
+__all__ = ["JsonValue", "new_folder", "require_empty", "write_json"]
+
+JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse a folder that holds something already.
+    """Refuse a folder that is not empty; a folder that does not exist is accepted.
 
     Raises:
-        CheckpointError: it does, or is no folder.
+        CheckpointError: if the folder contains something or is a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
@@ -27,11 +28,11 @@ def require_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder; should what follows fail before anything is written to it, take it away again.
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder, and remove it again if the body fails before it writes anything.
 
     Raises:
-        CheckpointError: it holds something already, or cannot be made.
+        CheckpointError: if the folder is not empty or cannot be made.
     """
     existed = folder.exists()
     require_empty(folder)
@@ -43,28 +44,31 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not existed:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # not empty: keep what was written
                 folder.rmdir()
         raise
 
 
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts as JSON; numbers that are not finite become null.
+def write_json(path: Path, content: Mapping[str, JsonValue]) -> None:
+    """Write JSON; numbers that are NaN or infinity become ``null``.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: if the file cannot be written.
     """
+    text = json.dumps(_finite(content), indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(_finite(facts), indent=1) + "\n").encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot write ({error.strerror})") from error
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a number that is not finite becomes null."""
+def _finite(value: JsonValue) -> JsonValue:
+    """Return the value with ``None`` for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,186 +1,190 @@
-"""The names of the command line: what each of them is, and what it builds.
+"""What the names of the command line build: data sets, models, priors and guides.
 
-Models, priors, guides and data sets have names here and nowhere else; a program imports the things themselves.
+A program imports these things themselves; only runs on disk and the command line go by name.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import NamedTuple, TypedDict
 
-if TYPE_CHECKING:
-    from pyro_bnn.datasets import Dataset
-    from pyro_bnn.network import BayesianNet
+import pyro.distributions as dist
+import torch
 
-    from .settings import Settings
+from pyro_bnn import datasets, guides, models, priors
+from pyro_bnn.datasets import Dataset
+from pyro_bnn.network import BayesianNet
+from pyro_bnn.priors import Prior
+from pyro_bnn.variational.guide import Guide
 
-__all__ = [
-    "build",
-    "data_by_name",
-    "first_sentence",
-    "guides_by_name",
-    "known",
-    "models_by_name",
-    "priors_by_name",
-    "require_read",
-]
+from .names import DataName, GuideName, ModelName, PriorName
+from .settings import Settings
 
-# Each of the four answers with {name: (what describes it, an object with a docstring or a sentence; what builds it)}.
+__all__ = ["Program", "build", "read_data", "require_used_options"]
 
 
-def models_by_name() -> dict[str, tuple[Any, Callable[..., BayesianNet]]]:
-    """Return the networks; each is built from the number of examples, a prior and its sizes."""
-    from pyro_bnn import models
+class Program(NamedTuple):
+    """A model and a guide for it."""
 
-    dense = "Dense layers with ReLU for classes, of the widths --hidden (default 100)"
-    regression = "Dense layers with tanh for real numbers, of the widths --hidden (default 50); learned noise"
-    return {
-        "lenet-300-100": (models.LeNet300100, models.lenet_300_100),
-        "lenet-5": (models.LeNet5, models.lenet_5),
-        "vgg": (models.VGG, models.vgg),
-        "mlp": (dense, models.mlp_classifier),
-        "mlp-regression": (regression, models.mlp_regressor),
-    }
+    model: BayesianNet
+    guide: Guide
 
 
-def priors_by_name() -> dict[str, tuple[Any, Callable[[Settings], Any]]]:
-    """Return the priors over the weights; s is ``--prior-scale``."""
-    import pyro.distributions as dist
+def read_data(name: str, split: int, directory: str | None, download: bool = False) -> Dataset:
+    """Return the data set of a name.
 
-    from pyro_bnn import priors
+    Args:
+        name: one of :class:`~pyro_bnn.runs.names.DataName`.
+        split: the published split of a UCI set, or the seed of random labels.
+        directory: the folder of all data sets; ``None`` for the default.
+        download: fetch MNIST if it is not in the folder.
 
-    def horseshoe(settings: Settings) -> Any:
-        return priors.Horseshoe(
-            settings.prior_scale, decomposed=settings.guide == "group-horseshoe"
+    Raises:
+        ValueError: if the name is unknown.
+        DataError: if a file is missing or damaged.
+    """
+    match DataName(name):
+        case DataName.DIGITS:
+            return datasets.digits()
+        case DataName.MNIST:
+            return datasets.mnist(directory, download=download)
+        case DataName.DIGITS_RANDOM:
+            return datasets.with_random_labels(datasets.digits(), seed=split)
+        case DataName.MNIST_RANDOM:
+            images = datasets.mnist(directory, download=download)
+            return datasets.with_random_labels(images, seed=split)
+        case DataName.CIFAR10:
+            return datasets.cifar10(directory)
+        case DataName.CIFAR10_JPEG:
+            return datasets.cifar10_jpeg(directory)
+        case _:
+            return datasets.uci(name, split, directory)
+
+
+def build(settings: Settings, data: Dataset) -> Program:
+    """Return model and guide for the data; the network's first weights depend on the seed alone.
+
+    Raises:
+        ValueError: if a name is unknown, or if model, prior, guide and data do not fit together.
+    """
+    _require_matching_targets(settings, data)
+    sizes = _sizes(settings, data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _model(settings, len(data.x_train), sizes)
+        return Program(model, _guide(settings, model))
+
+
+def _require_matching_targets(settings: Settings, data: Dataset) -> None:
+    """Refuse a model of classes for real targets, and the reverse."""
+    is_regression = settings.model == ModelName.MLP_REGRESSION
+    if is_regression and data.classes is not None:
+        raise ValueError(
+            f"{settings.model}: the targets of {data.name} are classes; "
+            "take the model mlp, lenet-300-100 or lenet-5"
+        )
+    if not is_regression and data.classes is None:
+        raise ValueError(
+            f"{settings.model}: the targets of {data.name} are real numbers; "
+            "take the model mlp-regression"
         )
 
-    def spike_and_slab(settings: Settings) -> Any:
-        return priors.GaussianMixture([settings.prior_scale, settings.prior_scale / 400])
 
-    def student_t(settings: Settings) -> Any:
-        return priors.Elementwise(dist.StudentT(3.0, 0.0, _positive_scale(settings)))
-
-    def laplace(settings: Settings) -> Any:
-        return priors.Elementwise(dist.Laplace(0.0, _positive_scale(settings)))
-
-    return {
-        "log-uniform": (priors.LogUniform, lambda settings: priors.LogUniform()),
-        "ard": (priors.AutomaticRelevance, lambda settings: priors.AutomaticRelevance()),
-        "group-ard": (
-            "As ard, with one precision per group",
-            lambda settings: priors.AutomaticRelevance(group=True),
-        ),
-        "normal": (priors.Normal, lambda settings: priors.Normal(settings.prior_scale)),
-        "normal-jeffreys": (priors.NormalJeffreys, lambda settings: priors.NormalJeffreys()),
-        "horseshoe": (priors.Horseshoe, horseshoe),
-        "truncated-log-uniform": (
-            priors.TruncatedLogUniform,
-            lambda settings: priors.TruncatedLogUniform(),
-        ),
-        "information-bottleneck": (
-            priors.InformationBottleneck,
-            lambda settings: priors.InformationBottleneck(),
-        ),
-        "gaussian-mixture": (
-            "Spike and slab: equal parts of N(0, s²) and N(0, (s/400)²)",
-            spike_and_slab,
-        ),
-        "student-t": (
-            "Heavy tails: Student's t with three degrees of freedom and scale s",
-            student_t,
-        ),
-        "laplace": ("Double exponential, p(w) ∝ exp(-|w|/s)", laplace),
-        "learned-normal": (
-            priors.LearnedNormal,
-            lambda settings: priors.LearnedNormal(settings.prior_scale),
-        ),
-    }
+# --- models ---------------------------------------------------------------------------------------
 
 
-def guides_by_name() -> dict[str, tuple[Any, Callable[[BayesianNet, Settings], Any]]]:
-    """Return the variational families."""
-    from pyro_bnn import guides
+class _Sizes(TypedDict, total=False):
+    """Sizes of a network; each model takes some of them."""
 
-    def sparse(model: BayesianNet, settings: Settings) -> Any:
-        if settings.tricks:
-            return guides.SparseVariationalDropout(model)
-        return guides.SparseVariationalDropout(model, clip=None, mask=None)
-
-    def gaussian_dropout(model: BayesianNet, settings: Settings) -> Any:
-        # the Gaussian noise that has the mean and the variance of binary dropout of rate p
-        return guides.GaussianDropout(model, settings.dropout / (1 - settings.dropout))
-
-    return {
-        "mean-field": (guides.MeanField, lambda model, settings: guides.MeanField(model)),
-        "sparse-vd": (guides.SparseVariationalDropout, sparse),
-        "gaussian": (
-            guides.FactorizedGaussian,
-            lambda model, settings: guides.FactorizedGaussian(model),
-        ),
-        "group": (
-            guides.GroupNormalJeffreys,
-            lambda model, settings: guides.GroupNormalJeffreys(model),
-        ),
-        "group-horseshoe": (
-            guides.GroupHorseshoe,
-            lambda model, settings: guides.GroupHorseshoe(model),
-        ),
-        "structured-pruning": (
-            guides.StructuredPruning,
-            lambda model, settings: guides.StructuredPruning(model),
-        ),
-        "bottleneck": (
-            guides.InformationBottleneck,
-            lambda model, settings: guides.InformationBottleneck(model),
-        ),
-        "bernoulli-dropout": (
-            guides.BernoulliDropout,
-            lambda model, s: guides.BernoulliDropout(model, s.dropout),
-        ),
-        "gaussian-dropout": (guides.GaussianDropout, gaussian_dropout),
-        "point": (guides.PointEstimate, lambda model, settings: guides.PointEstimate(model)),
-    }
+    inputs: int
+    size: int
+    channels: int
+    hidden: list[int]
 
 
-def data_by_name() -> dict[str, tuple[Any, Callable[[int, str | None, bool], Dataset]]]:
-    """Return the data sets; each is read from a split number, a folder and whether to download."""
-    from pyro_bnn import datasets
-    from pyro_bnn.datasets import with_random_labels
+def _sizes(settings: Settings, data: Dataset) -> _Sizes:
+    """Return the sizes of the network that fit the inputs and ``--hidden``."""
+    model, shape = settings.model, data.x_train.shape[1:]
+    is_image = len(shape) == 3
+    if settings.hidden and model not in (ModelName.MLP, ModelName.MLP_REGRESSION):
+        raise ValueError(
+            f"hidden: the layers of {model} are fixed; leave it out, or take the model mlp"
+        )
+    if model == ModelName.VGG and not is_image:
+        raise ValueError(
+            f"vgg: expected images (channels, size, size), the inputs of {data.name} are "
+            f"{tuple(shape)}"
+        )
+    if model in (ModelName.VGG, ModelName.LENET_5) and is_image:
+        return {"size": shape[-1], "channels": shape[0]}
+    if model == ModelName.LENET_5:
+        return {"size": math.isqrt(shape.numel())}
+    if settings.hidden:
+        return {"inputs": shape.numel(), "hidden": _widths(settings.hidden)}
+    return {"inputs": shape.numel()}
 
-    def randomly(split: int, dataset: Dataset) -> Dataset:
-        return with_random_labels(dataset, seed=split)
 
-    def regression(name: str) -> Callable[[int, str | None, bool], Dataset]:
-        return lambda split, folder, download: datasets.uci(name, split, folder)
+def _widths(text: str) -> list[int]:
+    """Return the widths of hidden layers that ``--hidden 100,50`` lists."""
+    widths = []
+    for part in text.split(","):
+        width = part.strip()
+        if not width.isdecimal() or int(width) == 0:
+            raise ValueError(
+                f"hidden: expected widths above zero with commas between, as 100,50; got {text!r}"
+            )
+        widths.append(int(width))
+    return widths
 
-    memorised = "{} with random training labels, which --split seeds"
-    described = "UCI regression, --split 0 to 19 of the published ones, from DIR/uci"
-    return {
-        "digits": (datasets.digits, lambda split, folder, download: datasets.digits()),
-        "mnist": (
-            datasets.mnist,
-            lambda split, folder, download: datasets.mnist(folder, download=download),
-        ),
-        "digits-random": (
-            memorised.format("digits"),
-            lambda split, folder, download: randomly(split, datasets.digits()),
-        ),
-        "mnist-random": (
-            memorised.format("mnist"),
-            lambda split, folder, download: randomly(
-                split, datasets.mnist(folder, download=download)
-            ),
-        ),
-        "cifar10": (datasets.cifar10, lambda split, folder, download: datasets.cifar10(folder)),
-        "cifar10-jpeg": (
-            datasets.cifar10_jpeg,
-            lambda split, folder, download: datasets.cifar10_jpeg(folder),
-        ),
-        **{name: (described, regression(name)) for name in datasets.UCI_SETS},
-    }
+
+def _model(settings: Settings, num_data: int, sizes: _Sizes) -> BayesianNet:
+    prior = _prior(settings)
+    match ModelName(settings.model):
+        case ModelName.LENET_300_100:
+            return models.lenet_300_100(num_data, prior, **sizes)
+        case ModelName.LENET_5:
+            return models.lenet_5(num_data, prior, **sizes)
+        case ModelName.VGG:
+            return models.vgg(num_data, prior, **sizes)
+        case ModelName.MLP:
+            return models.mlp_classifier(num_data, prior, **sizes)
+        case ModelName.MLP_REGRESSION:
+            return models.mlp_regressor(num_data, prior, **sizes)
+
+
+# --- priors and guides ----------------------------------------------------------------------------
+
+
+def _prior(settings: Settings) -> Prior:
+    scale = settings.prior_scale
+    match PriorName(settings.prior):
+        case PriorName.LOG_UNIFORM:
+            return priors.LogUniform()
+        case PriorName.ARD:
+            return priors.AutomaticRelevance()
+        case PriorName.GROUP_ARD:
+            return priors.AutomaticRelevance(group=True)
+        case PriorName.NORMAL:
+            return priors.Normal(scale)
+        case PriorName.NORMAL_JEFFREYS:
+            return priors.NormalJeffreys()
+        case PriorName.HORSESHOE:
+            # the guide of Bayesian compression needs the half-Cauchy scales in two factors
+            decomposed = settings.guide == GuideName.GROUP_HORSESHOE
+            return priors.Horseshoe(scale, decomposed=decomposed)
+        case PriorName.TRUNCATED_LOG_UNIFORM:
+            return priors.TruncatedLogUniform()
+        case PriorName.INFORMATION_BOTTLENECK:
+            return priors.InformationBottleneck()
+        case PriorName.GAUSSIAN_MIXTURE:
+            return priors.GaussianMixture([scale, scale / 400])
+        case PriorName.STUDENT_T:
+            return priors.Elementwise(dist.StudentT(3.0, 0.0, _positive_scale(settings)))
+        case PriorName.LAPLACE:
+            return priors.Elementwise(dist.Laplace(0.0, _positive_scale(settings)))
+        case PriorName.LEARNED_NORMAL:
+            return priors.LearnedNormal(scale)
 
 
 def _positive_scale(settings: Settings) -> float:
@@ -191,126 +195,90 @@ def _positive_scale(settings: Settings) -> float:
     return settings.prior_scale
 
 
-def known(kind: str, name: str, names: Iterable[str]) -> str:
-    """Return the name as it is spelt here.
+def _guide(settings: Settings, model: BayesianNet) -> Guide:
+    dropout = settings.dropout
+    match GuideName(settings.guide):
+        case GuideName.MEAN_FIELD:
+            return guides.MeanField(model)
+        case GuideName.SPARSE_VD if settings.tricks:
+            return guides.SparseVariationalDropout(model)
+        case GuideName.SPARSE_VD:
+            return guides.SparseVariationalDropout(model, clip=None, mask=None)
+        case GuideName.GAUSSIAN:
+            return guides.FactorizedGaussian(model)
+        case GuideName.GROUP:
+            return guides.GroupNormalJeffreys(model)
+        case GuideName.GROUP_HORSESHOE:
+            return guides.GroupHorseshoe(model)
+        case GuideName.STRUCTURED_PRUNING:
+            return guides.StructuredPruning(model)
+        case GuideName.BOTTLENECK:
+            return guides.InformationBottleneck(model)
+        case GuideName.BERNOULLI_DROPOUT:
+            return guides.BernoulliDropout(model, dropout)
+        case GuideName.GAUSSIAN_DROPOUT:
+            # Gaussian noise with the mean and the variance of binary dropout of rate p
+            return guides.GaussianDropout(model, dropout / (1 - dropout))
+        case GuideName.POINT:
+            return guides.PointEstimate(model)
 
-    Raises:
-        ValueError: there is none; the message says which there are, and the nearest.
+
+# --- options that only some priors or guides use --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """Which priors or guides use an option.
+
+    Attributes:
+        option: a field of ``Settings``.
+        flag: the option of the command line.
+        kind: the field of ``Settings`` that names the user, ``"prior"`` or ``"guide"``.
+        users: the names that use the option.
     """
-    folded = {there.casefold(): there for there in names}
-    if name.casefold() in folded:
-        return folded[name.casefold()]
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
-    hint = f"; did you mean {folded[near[0]]}?" if near else "."
-    raise ValueError(f"there is no {kind} {name!r}{hint} There are {', '.join(folded.values())}")
+
+    option: str
+    flag: str
+    kind: str
+    users: tuple[str, ...]
 
 
-def build(settings: Settings, data: Dataset) -> tuple[BayesianNet, Any]:
-    """Return model and guide for the data; the network's first weights depend on the seed alone.
-
-    Raises:
-        ValueError: parts that do not fit together.
-    """
-    import torch
-
-    real = data.classes is None
-    if (settings.model == "mlp-regression") != real:
-        kind, others = (
-            ("real numbers", "mlp-regression")
-            if real
-            else ("classes", "mlp, lenet-300-100 or lenet-5")
-        )
-        raise ValueError(
-            f"{settings.model}: the targets of {data.name} are {kind}; take the model {others}"
-        )
-    if settings.hidden and not settings.model.startswith("mlp"):
-        raise ValueError(
-            f"hidden: the layers of {settings.model} are fixed; leave it out, or take the model mlp"
-        )
-    sizes = _sizes(settings.model, data)
-    if settings.hidden:
-        sizes["hidden"] = _widths(settings.hidden)
-    _, make_model = models_by_name()[settings.model]
-    _, make_prior = priors_by_name()[settings.prior]
-    _, make_guide = guides_by_name()[settings.guide]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = make_model(len(data.x_train), prior=make_prior(settings), **sizes)
-        return model, make_guide(model, settings)
-
-
-def _sizes(model: str, data: Dataset) -> dict[str, Any]:
-    """Return the sizes of the network that fit the inputs."""
-    shape = data.x_train.shape[1:]
-    if model == "vgg":
-        if len(shape) != 3:
-            raise ValueError(
-                f"vgg: expected images (channels, size, size), the inputs of {data.name} are {tuple(shape)}"
-            )
-        return {"size": shape[-1], "channels": shape[0]}
-    if model == "lenet-5" and len(shape) == 3:
-        return {"size": shape[-1], "channels": shape[0]}
-    return {"size": math.isqrt(shape.numel())} if model == "lenet-5" else {"inputs": shape.numel()}
-
-
-def _widths(text: str) -> list[int]:
-    widths = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if not all(widths):
-        raise ValueError(
-            f"hidden: expected widths above zero with commas between, as 100,50; got {text!r}"
-        )
-    return widths
-
-
-# options that only some priors or guides read: for each which of the two, and which of them
-_READ_BY = {
-    "prior_scale": (
+_USAGES = (
+    _Usage(
+        "prior_scale",
+        "--prior-scale",
         "prior",
-        ("normal", "learned-normal", "horseshoe", "gaussian-mixture", "student-t", "laplace"),
+        (
+            PriorName.NORMAL,
+            PriorName.LEARNED_NORMAL,
+            PriorName.HORSESHOE,
+            PriorName.GAUSSIAN_MIXTURE,
+            PriorName.STUDENT_T,
+            PriorName.LAPLACE,
+        ),
     ),
-    "dropout": ("guide", ("bernoulli-dropout", "gaussian-dropout")),
-    "tricks": ("guide", ("sparse-vd",)),
-}
+    _Usage(
+        "dropout",
+        "--dropout",
+        "guide",
+        (GuideName.BERNOULLI_DROPOUT, GuideName.GAUSSIAN_DROPOUT),
+    ),
+    _Usage("tricks", "--no-tricks", "guide", (GuideName.SPARSE_VD,)),
+)
 
 
-def require_read(settings: Settings) -> None:
-    """Refuse options that were set but would change nothing.
+def require_used_options(settings: Settings) -> None:
+    """Refuse options that were changed from their default but have no effect.
 
     Raises:
-        ValueError: naming the option, and what reads it.
+        ValueError: naming the option and the priors or guides that use it.
     """
-    for option, (kind, readers) in _READ_BY.items():
-        chosen, value = getattr(settings, kind), getattr(settings, option)
-        if chosen not in readers and value != type(settings).__dataclass_fields__[option].default:
-            flag = "no-tricks" if option == "tricks" else option.replace("_", "-")
+    defaults = {field.name: field.default for field in fields(settings)}
+    for usage in _USAGES:
+        name = getattr(settings, usage.kind)
+        changed = getattr(settings, usage.option) != defaults[usage.option]
+        if changed and name not in usage.users:
             raise ValueError(
-                f"--{flag}: the {kind} {chosen} does not read it, only {', '.join(readers)}; leave it out"
+                f"{usage.flag}: the {usage.kind} {name} does not use it, "
+                f"only {', '.join(usage.users)}; leave it out"
             )
-
-
-_LETTERS = {
-    r"\le": "≤",
-    r"\mathcal{N}": "N",
-    r"\tilde w": "u",
-    r"\sim": "~",
-    r"\propto": "∝",
-    r"\mu": "μ",
-    r"\sigma": "σ",
-    r"\tau": "τ",
-    r"\alpha": "α",
-    r"\theta": "θ",
-    r"\delta": "δ",
-    r"_{\cdot i}": "",
-    r"\,": " ",
-    "^2": "²",
-    "^+": "⁺",
-}
-
-
-def first_sentence(documented: Any) -> str:
-    """Return the first sentence of a docstring, its mathematics in plain letters."""
-    text = " ".join((documented.__doc__ or "").split("\n\n")[0].split())
-    for latex, letter in _LETTERS.items():
-        text = text.replace(latex, letter)
-    text = re.sub(r":\w+:`([^`]*)`|`(\w+)`", r"\1\2", text).removeprefix("Return ")
-    return text.rstrip(".")

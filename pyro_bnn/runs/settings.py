@@ -1,19 +1,25 @@
-"""What a run was asked to do, and where it runs."""
+"""The settings of a run, and where it is executed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyro_bnn.training import linear_warmup
 
-__all__ = ["ExecutionConfig", "Settings", "schedules"]
+__all__ = ["ExecutionConfig", "Schedules", "Settings", "schedules"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a run the run that it is; equal settings in equal places give equal posteriors, bit for bit."""
+    """The settings that determine the posterior of a run.
+
+    Equal settings give equal posteriors, bit for bit, on one device and release of torch. The names
+    in ``model``, ``prior``, ``guide`` and ``data`` are those of :mod:`pyro_bnn.runs.names`; the
+    fields are the options of ``pyro-bnn fit``.
+    """
 
     model: str
     prior: str = "log-uniform"
@@ -35,7 +41,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """Where and how a run is computed, and what is kept of it; none of it changes what is computed, rounding apart."""
+    """Where and how a run is executed, and which intermediate results it keeps.
+
+    None of these fields changes the posterior, except for rounding.
+    """
 
     device: str = "cpu"
     threads: int | None = None
@@ -44,15 +53,23 @@ class ExecutionConfig:
     snapshots: int = 0
 
 
-def schedules(settings: Settings) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    r"""Return learning rate and KL weight as functions of the epoch, constant within each epoch e = 0, 1, ..., E - 1.
+class Schedules(NamedTuple):
+    """Learning rate and weight of the KL term as functions of the epoch."""
 
-    The rate is :math:`\eta` (``constant``), :math:`\eta(1 - e/E)` (``linear``), or :math:`\eta\min(2 - 2e/E, 1)`
-    (``half-linear``). A warm-up ``A:B`` is a KL weight of zero up to epoch A that reaches one at epoch B; ``none`` is
-    one throughout.
+    learning_rate: Callable[[float], float]
+    kl_weight: Callable[[float], float]
+
+
+def schedules(settings: Settings) -> Schedules:
+    r"""Return learning rate and KL weight, constant within each epoch e = 0, 1, ..., E - 1.
+
+    The rate is :math:`\eta` (``constant``), :math:`\eta(1 - e/E)` (``linear``), or
+    :math:`\eta\min(2 - 2e/E, 1)` (``half-linear``). A warm-up ``A:B`` is a KL weight of zero up to
+    epoch A that grows linearly to one at epoch B; ``none`` is a KL weight of one throughout.
 
     Raises:
-        ValueError: an unknown schedule, a warm-up of another form, a learning rate that is not positive.
+        ValueError: if the schedule is unknown, the warm-up is malformed, the learning rate is not
+            positive, or there is no epoch.
     """
     rate, epochs = settings.learning_rate, settings.epochs
     if not 0 < rate < math.inf or epochs < 1:
@@ -68,21 +85,33 @@ def schedules(settings: Settings) -> tuple[Callable[[float], float], Callable[[f
         raise ValueError(
             f"schedule: expected one of {', '.join(factors)}, got {settings.schedule!r}"
         )
-    factor, warmup = factors[settings.schedule], _warmup(settings.kl_warmup)
-    # an epoch need not be a whole number of steps: what lies a rounding error below it counts as the epoch
-    return lambda epoch: rate * factor(int(epoch + 1e-9)), lambda epoch: warmup(int(epoch + 1e-9))
+    factor = factors[settings.schedule]
+    warmup = _warmup(settings.kl_warmup)
+    return Schedules(
+        learning_rate=lambda epoch: rate * factor(_whole_epoch(epoch)),
+        kl_weight=lambda epoch: warmup(_whole_epoch(epoch)),
+    )
+
+
+def _whole_epoch(epoch: float) -> int:
+    """Return the epoch that a step belongs to, forgiving rounding just below its start."""
+    return int(epoch + 1e-9)
 
 
 def _warmup(text: str) -> Callable[[float], float]:
     if text == "none":
         return lambda epoch: 1.0
     try:
-        start, end = (float(part) for part in text.split(":"))
+        start, end = map(float, text.split(":"))
     except ValueError:
-        start, end = 0.0, -1.0
+        raise _warmup_error(text) from None
     if not 0 <= start < end < math.inf:
-        meaning = "the epochs where the KL weight leaves 0 and reaches 1"
-        raise ValueError(
-            f"kl-warmup: expected A:B with 0 <= A < B, {meaning}, or none; got {text!r}"
-        )
+        raise _warmup_error(text)
     return linear_warmup(start, end)
+
+
+def _warmup_error(text: str) -> ValueError:
+    return ValueError(
+        "kl-warmup: expected A:B with 0 <= A < B, the epochs where the KL weight leaves 0 and "
+        f"reaches 1, or none; got {text!r}"
+    )

@@ -1,35 +1,47 @@
-"""Snapshots of a run: the weights as they would be after pruning, every few epochs, to see a network get sparse."""
+"""Snapshots of a run: the weights as pruning would leave them, every few epochs.
+
+They show how a network becomes sparse.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pyro_bnn.compression.pruning.posterior_pruning import keep_masks
+from pyro_bnn.compression import keep_masks
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.tensor_files import CheckpointError, require_folder, write_atomically
 from pyro_bnn.training import Progress
 
-__all__ = ["Snapshots", "masked_means", "read_snapshots"]
+__all__ = ["Snapshot", "Snapshots", "masked_means", "read_snapshots"]
+
+
+class Snapshot(NamedTuple):
+    """The weights after an epoch, zero where pruned."""
+
+    epoch: int
+    weights: dict[str, Tensor]
 
 
 class Snapshots:
-    """A callback for :func:`~pyro_bnn.fit` that keeps :func:`masked_means` in half precision, in a file per epoch.
+    """A callback for :func:`~pyro_bnn.fit` that writes :func:`masked_means` every few epochs.
 
-    A run that goes on writes the same files as one that never stopped.
+    Each epoch has a file of its own, in half precision. A resumed run writes the same files as one
+    that was never interrupted.
 
     Args:
-        folder: where the files ``epoch-0005.safetensors`` go; it is made.
-        every: so many epochs lie between two of them.
+        folder: where the files ``epoch-0005.safetensors`` go; created if it does not exist.
+        every: the number of epochs from one snapshot to the next.
 
     Raises:
-        ValueError: fewer than one.
-        CheckpointError: the folder cannot be made, or a file cannot be written.
+        ValueError: if ``every`` is less than one.
+        CheckpointError: if the folder cannot be made or a file cannot be written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -37,58 +49,61 @@ class Snapshots:
             raise ValueError(
                 f"Snapshots: expected at least one epoch from one to the next, got {every}"
             )
-        self.folder, self.every = folder, every
+        self.folder = folder
+        self.every = every
 
-    def __call__(self, seen: Progress) -> None:
-        """Keep the weights, if it is time."""
-        if seen.epoch % self.every:
+    def __call__(self, progress: Progress) -> None:
+        """Write a snapshot if the epoch is a multiple of ``every``."""
+        if progress.epoch % self.every:
             return
         require_folder(self.folder)
-        path = self.folder / f"epoch-{seen.epoch:04d}.safetensors"
-        weights = masked_means(seen.posterior())
+        path = self.folder / f"epoch-{progress.epoch:04d}.safetensors"
+        halves = {}
+        for name, weight in masked_means(progress.posterior()).items():
+            halves[name] = weight.cpu().half().contiguous()
         try:
-            write_atomically(
-                path,
-                save({name: value.cpu().half().contiguous() for name, value in weights.items()}),
-            )
+            write_atomically(path, save(halves))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot write ({error.strerror})") from error
 
 
 @torch.no_grad()
 def masked_means(posterior: Posterior, threshold: float = 3.0) -> dict[str, Tensor]:
-    """Return the posterior mean of every weight, zero where log alpha, or the measure of its group, is at or above the
-    threshold.
+    """Return the posterior mean of every weight, zero where pruning removes it.
 
     Args:
-        posterior: of a ``BayesianNet``.
-        threshold: as for :func:`~pyro_bnn.compression.prune`.
+        posterior: of a ``BayesianNet``; the means of a point estimate are returned unchanged.
+        threshold: of log alpha, or of the measure of groups, as for
+            :func:`~pyro_bnn.compression.prune`.
     """
     moments = posterior.moments()
-    means = {name: moments[name][0] for name in posterior.model.names}
-    if not any(
-        bool(moments[name][1].any()) for name in means
-    ):  # a point estimate: nothing is known to be noise
+    means = {}
+    has_variance = False
+    for name in posterior.model.names:
+        mean, variance = moments[name]
+        means[name] = mean
+        has_variance = has_variance or bool(variance.any())
+    if not has_variance:
         return means
     masks, _ = keep_masks(posterior, threshold)
     return {name: mean * masks[name] for name, mean in means.items()}
 
 
-def read_snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
-    """Return pairs of an epoch and the weights then, in the order of the epochs; none if there is no such folder.
+def read_snapshots(folder: Path) -> list[Snapshot]:
+    """Return the snapshots in a folder by increasing epoch; none if the folder does not exist.
 
     Raises:
-        CheckpointError: a file that cannot be read, or is none of safetensors.
+        CheckpointError: if a file cannot be read or is not a safetensors file.
     """
-    found = []
+    snapshots = []
     for path in sorted(folder.glob("epoch-*.safetensors"), key=_epoch):
         try:
-            found.append((_epoch(path), load(path.read_bytes())))
+            snapshots.append(Snapshot(_epoch(path), load(path.read_bytes())))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
-    return found
+    return snapshots
 
 
 def _epoch(path: Path) -> int:

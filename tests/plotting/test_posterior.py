@@ -1,12 +1,14 @@
-import io
+"""Figures of fits and predictions."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from pyro_bnn import BayesianNet, Posterior, compression, likelihoods, priors
+from pyro_bnn import BayesianNet, Posterior, compression, likelihoods, plotting, priors
 from pyro_bnn.guides import MeanField
-from pyro_bnn.plotting import posterior as plots
+from tests.plotting.figures import is_drawn, pixels, titles
 
 
 @pytest.fixture
@@ -19,34 +21,8 @@ def history():
     }
 
 
-@pytest.fixture
-def posterior():
-    torch.manual_seed(0)
-    net = torch.nn.Linear(16, 3)
-    model = BayesianNet(net, priors.Normal(1.0), likelihoods.Categorical(), num_data=30)
-    return Posterior.from_guide(model, MeanField(model, init_scale=0.3))
-
-
-@pytest.fixture
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(30, 16, generator=generator), torch.randint(3, (30,), generator=generator)
-
-
-def is_drawn(figure):
-    """It is a Figure that can be saved, without a warning."""
-    assert isinstance(figure, Figure)
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=50)
-    return len(stream.getvalue()) > 2000
-
-
-def titles(figure):
-    return " ".join(axes.get_title(loc) for axes in figure.axes for loc in ("left", "center"))
-
-
-def test_loss_terms_draws_the_history(history):
-    figure = plots.loss_terms(history)
+def test_loss_terms_are_the_columns_of_the_history(history):
+    figure = plotting.plot_loss_terms(history)
     above, below = figure.axes
     assert [line.get_ydata().tolist() for line in above.lines] == [history["data"], history["kl"]]
     assert below.lines[0].get_ydata().tolist() == history["kl_weight"]
@@ -56,118 +32,102 @@ def test_loss_terms_draws_the_history(history):
     assert is_drawn(figure)
 
 
-def test_loss_terms_takes_negative_terms_and_no_epochs(history):
-    assert plots.loss_terms({**history, "data": [1.0, -0.5, -1.0]}).axes[0].get_yscale() == "linear"
-    assert is_drawn(plots.loss_terms({key: [] for key in history}))
+def test_negative_loss_terms_are_on_a_linear_axis(history):
+    figure = plotting.plot_loss_terms({**history, "data": [1.0, -0.5, -1.0]})
+    assert figure.axes[0].get_yscale() == "linear"
 
 
-def test_weight_matrices_draws_every_weight_that_is_left():
-    before = torch.randn(10, 16, generator=torch.Generator().manual_seed(0))
-    after = torch.zeros(10, 16)
-    after[2, 3], after[7, 15] = 0.5, -0.25
-    figure = plots.weight_matrices(before, after)
-    dense, sparse, fields = figure.axes
-    assert dense.images[0].get_array().shape == (10, 16)
-    assert sparse.collections[0].get_offsets().tolist() == [[3, 2], [15, 7]]
-    assert (torch.tensor(fields.images[0].get_array().filled(0)) != 0).sum() == 2
-    assert "2 of 160" in figure.get_suptitle()
-    assert is_drawn(figure)
-
-
-@pytest.mark.parametrize("inputs", [9, 10])
-def test_weight_matrices_draws_images_only_of_square_inputs(inputs):
-    figure = plots.weight_matrices(torch.ones(4, inputs), torch.zeros(4, inputs))
-    assert len(figure.axes) == (3 if inputs == 9 else 2)
-    assert is_drawn(figure)
+def test_a_history_without_epochs_can_be_drawn(history):
+    assert is_drawn(plotting.plot_loss_terms({key: [] for key in history}))
 
 
 def test_accuracy_against_draws_averages_the_first_draws(posterior, images):
     x, y = images
-    pruned = compression.prune(posterior)
-    figure = plots.accuracy_against_draws(posterior, x, y, pruned, draws=7)
+    figure = plotting.plot_accuracy_against_draws(posterior, x, y, draws=7)
+    left, right = figure.axes
     probs = torch.cat([part["probs"] for part in posterior.components(x, 7)])
     for k in (1, 4, 7):
         mean = probs[:k].double().mean(0)
-        accuracy, nll = (axes.lines[0].get_ydata()[k - 1] for axes in figure.axes)
-        assert accuracy == pytest.approx(100 * (mean.argmax(-1) == y).double().mean().item())
-        assert nll == pytest.approx(-mean[range(30), y].log().mean().item())
-    scores = pruned.module(x).detach()
-    dashed = [axes.lines[1].get_ydata()[0] for axes in figure.axes]
-    expected = [
-        100 * (scores.argmax(-1) == y).double().mean().item(),
-        torch.nn.functional.cross_entropy(scores, y).item(),
-    ]
-    assert dashed == pytest.approx(expected)
+        accuracy = 100 * (mean.argmax(-1) == y).double().mean().item()
+        assert left.lines[0].get_ydata()[k - 1] == pytest.approx(accuracy)
+        nll = -mean[range(30), y].log().mean().item()
+        assert right.lines[0].get_ydata()[k - 1] == pytest.approx(nll)
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
     assert is_drawn(figure)
 
 
-def test_accuracy_against_draws_needs_no_pruned_network(posterior, images):
-    figure = plots.accuracy_against_draws(posterior, *images, draws=3)
-    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+def test_accuracy_against_draws_shows_the_pruned_network_as_dashed_lines(posterior, images):
+    x, y = images
+    pruned = compression.prune(posterior)
+    figure = plotting.plot_accuracy_against_draws(posterior, x, y, pruned, draws=3)
+    scores = pruned.module(x).detach()
+    accuracy = 100 * (scores.argmax(-1) == y).double().mean().item()
+    nll = torch.nn.functional.cross_entropy(scores, y).item()
+    dashed = [axes.lines[1].get_ydata()[0] for axes in figure.axes]
+    assert dashed == pytest.approx([accuracy, nll])
 
 
-def test_certain_digits_orders_by_entropy(posterior, images):
+def test_certain_digits_are_ordered_by_their_entropy(posterior, images):
     x, y = images
     prediction = posterior.predict(x, 10)
-    figure = plots.certain_digits(prediction, x, y, columns=3)
+    figure = plotting.plot_certain_digits(prediction, x, y, columns=3)
     order = prediction.total.argsort(stable=True)
-    shown = [torch.tensor(axes.images[0].get_array().filled()) for axes in figure.axes]
-    for image, i in zip(shown, [*order[:3], *order.flip(0)[:3]], strict=True):
-        assert torch.equal(image, x[i].reshape(4, 4))
-        answer = prediction.mean[i].argmax()
-        axes = next(axes for axes, other in zip(figure.axes, shown, strict=True) if other is image)
-        assert axes.get_title() == (f"{answer}" if answer == y[i] else f"{answer}, is {y[i]}")
+    indices = [*order[:3].tolist(), *order.flip(0)[:3].tolist()]
+    for axes, i in zip(figure.axes, indices, strict=True):
+        assert (torch.tensor(pixels(axes)) == x[i].reshape(4, 4)).all()
+        answer = int(prediction.mean[i].argmax())
+        title = f"{answer}" if answer == y[i] else f"{answer}, is {y[i]}"
+        assert axes.get_title() == title
         assert axes.get_xlabel().endswith(" nats")
     assert is_drawn(figure)
 
 
-def test_certain_digits_takes_fewer_images_than_columns(posterior, images):
+def test_certain_digits_take_fewer_images_than_columns(posterior, images):
     x, y = images[0][:2], images[1][:2]
-    assert is_drawn(plots.certain_digits(posterior.predict(x, 5), x, y))
+    assert is_drawn(plotting.plot_certain_digits(posterior.predict(x, 5), x, y))
 
 
-def test_regression_bands_sorts_its_inputs():
+@pytest.fixture
+def regression():
+    """Return the posterior of a line with known noise."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(1, 1)
+    model = BayesianNet(net, priors.Normal(1.0), likelihoods.Gaussian(0.1), num_data=10)
+    return Posterior.from_guide(model, MeanField(model, init_scale=0.3))
+
+
+def test_regression_bands_are_drawn_over_sorted_inputs(regression):
     x = torch.tensor([[3.0], [1.0], [2.0]])
-    mean = torch.tensor([30.0, 10.0, 20.0])
-    figure = plots.regression_bands(
-        x,
-        mean,
-        mean - 5,
-        mean + 5,
-        data=(torch.tensor([1.5]), torch.tensor([14.0])),
-        truth=mean + 1,
-        epistemic=torch.ones(3),
-    )
+    prediction = regression.predict(x, 20)
+    data = torch.tensor([1.5]), torch.tensor([14.0])
+    truth = torch.tensor([31.0, 11.0, 21.0])
+    figure = plotting.plot_regression_bands(x, prediction, data, truth, level=0.8)
     (axes,) = figure.axes
-    drawn = {line.get_label(): line for line in axes.lines}
-    assert drawn["predictive mean"].get_xdata().tolist() == [1, 2, 3]
-    assert drawn["predictive mean"].get_ydata().tolist() == [10, 20, 30]
-    assert drawn["true function"].get_ydata().tolist() == [11, 21, 31]
-    assert drawn["data"].get_ydata().tolist() == [14]
-    band, inner = (collection.get_paths()[0].vertices[:, 1] for collection in axes.collections)
-    assert (band.min(), band.max(), inner.min(), inner.max()) == (5, 35, 9, 31)
-    assert "90% interval" in [text.get_text() for text in axes.get_legend().get_texts()]
+    lines = {line.get_label(): line for line in axes.lines}
+    order = [1, 2, 0]
+    mean = prediction.mean[order]
+    assert lines["predictive mean"].get_xdata().tolist() == [1, 2, 3]
+    assert lines["predictive mean"].get_ydata().tolist() == mean.tolist()
+    assert lines["true function"].get_ydata().tolist() == [11, 21, 31]
+    assert lines["data"].get_ydata().tolist() == [14]
+    interval, epistemic = (band.get_paths()[0].vertices[:, 1] for band in axes.collections)
+    lower, upper = prediction.interval(0.8)
+    assert interval.min() == pytest.approx(float(lower.min()))
+    assert interval.max() == pytest.approx(float(upper.max()))
+    deviation = prediction.epistemic.sqrt()[order]
+    assert epistemic.min() == pytest.approx(float((mean - deviation).min()))
+    assert epistemic.max() == pytest.approx(float((mean + deviation).max()))
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "80% interval of y" in legend
     assert is_drawn(figure)
 
 
-def test_summary_draws_the_sizes(posterior, images):
-    x, y = images
-    after = compression.prune(posterior).module.weight
-    figure = plots.summary([(1, 30), (2, 20)], after, posterior.predict(x, 5), x, y, 48, 0.5)
-    line = figure.axes[0].lines[0]
-    assert line.get_xydata().tolist() == [[0, 48], [1, 30], [2, 20]]
-    assert "48 weights become 20" in titles(figure)
-    assert is_drawn(figure)
-
-
-def test_no_picture_touches_pyplot(history):
-    import subprocess
-    import sys
-
+def test_figures_leave_pyplot_alone_and_plotting_imports_no_matplotlib(history):
     code = (
-        "import sys; from pyro_bnn.plotting import posterior as plots;"
-        f"plots.loss_terms({history!r}).savefig(sys.stdout.buffer);"
+        "import sys; from pyro_bnn import plotting;"
+        "print('matplotlib' in sys.modules, file=sys.stderr);"
+        f"plotting.plot_loss_terms({history!r}).savefig(sys.stdout.buffer);"
         "print('matplotlib.pyplot' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stderr.decode().split()[-1] == "False"
+    assert done.stderr.decode().split()[-2:] == ["False", "False"]
