@@ -52,7 +52,7 @@ def reproduce(
 
     prepare(threads)
     tables.require(recipe, network)
-    require_device(device)
+    require_device(device, caller="reproduce")
     data, held_out = tables.data_for(network, data_dir)
     folder = out / recipe / network / f"seed-{seed}"
     bench = Experiment(folder, data, held_out, seed, progress=sys.stderr.isatty(), device=device)

@@ -1,4 +1,4 @@
-"""What inference stands on: compilation, checkpoints, random numbers, devices, minibatches, checks of inputs.
+"""Tools of every inference: compilation, files, random numbers, devices, minibatches, checks.
 
-Nothing here knows of priors, guides or posteriors.
+Nothing here knows about priors, guides or posteriors.
 """

@@ -1,12 +1,13 @@
-"""A function of tensors, traced once and compiled: what is left of a Pyro program is its arithmetic.
+"""Functions of tensors, traced once and compiled: a Pyro program reduced to its arithmetic.
 
-A Pyro program run with Python costs milliseconds in handlers, dictionaries and distribution objects, whatever the size
-of the network. :func:`compiled` runs a function once under :func:`~torch.fx.experimental.proxy_tensor.make_fx`, which
-notes every operation on tensors and nothing else, and hands the list to inductor. The result is the same function of
-tensors, of the same shapes, at the cost of the arithmetic.
+Running a Pyro program costs milliseconds in handlers, dictionaries and distribution objects,
+whatever the size of the network. :func:`compiled` runs a function once under
+:func:`~torch.fx.experimental.proxy_tensor.make_fx`, which records its operations on tensors and
+nothing else, and passes the recorded graph to inductor, torch's compiler. The result computes the
+same function, for tensors of the same shapes, at the cost of the arithmetic.
 
-The same list of operations serves every call, so what the function decides by looking at *values* of tensors cannot be
-followed: such a function is left as it is, with one warning that names the reason.
+The recorded graph serves every later call. A function that decides what to do by the *values* of
+tensors cannot be recorded this way: it runs uncompiled, with one warning that gives the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import pyro
 import torch
@@ -23,89 +25,118 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .program import Site
 from .rng import fork_rng
 
-__all__ = ["CompileWarning", "NotTraceableError", "compiled", "traced", "without_validation"]
+__all__ = [
+    "CompileWarning",
+    "NotTraceableError",
+    "compiled",
+    "compiled_strictly",
+    "traced",
+    "without_validation",
+]
 
 Function = Callable[..., tuple[Tensor, ...]]
+"""A function of tensors that returns a tuple of tensors and may change its arguments in place."""
+
+_T = TypeVar("_T")
 
 
 class CompileWarning(UserWarning):
-    """Something runs uncompiled: correct, and slower. The message names the reason."""
+    """Something runs uncompiled, which is correct and slower; the message gives the reason."""
 
 
 class NotTraceableError(RuntimeError):
-    """A program whose operations depend on the values of tensors, or that cannot be reduced to them."""
+    """The operations of a function depend on the values of tensors, or cannot be recorded."""
 
 
 def compiled(
-    function: Function, examples: Sequence[Tensor], what: str, random: bool = False
+    function: Function, examples: Sequence[Tensor], name: str, allow_random: bool = False
 ) -> Function:
-    """Return the function compiled for tensors of these shapes, or, where that cannot be, the function itself.
+    """Return a function compiled for tensors of given shapes, or, where that fails, the function.
 
     Args:
-        function: of tensors; it returns a tuple of tensors and may change its arguments in place.
-        examples: arguments to trace it with; they are left as they are. Later ones must be contiguous, as these.
-        what: its name, for the warning.
-        random: whether it may draw random numbers; these then come from torch's global generator.
+        function: of tensors; returns a tuple of tensors and may change its arguments in place.
+        examples: arguments to trace the function with; they are not modified. Later arguments must
+            have the same shapes and be contiguous.
+        name: of the function, for the warning.
+        allow_random: whether the function may draw random numbers. The compiled function draws them
+            from torch's global generator.
 
     Warns:
-        CompileWarning: when the function cannot be traced, or there is no C++ compiler, with the reason.
+        CompileWarning: the function cannot be traced, or there is no C++ compiler.
     """
     try:
-        return compiled_strictly(function, examples, random)
+        return compiled_strictly(function, examples, allow_random)
     except NotTraceableError as error:
-        message = f"{what} runs uncompiled, which is correct and slower: {error}"
+        message = f"{name} runs uncompiled, which is correct and slower: {error}"
         warnings.warn(message, CompileWarning, stacklevel=2)
         return function
 
 
 def compiled_strictly(
-    function: Function, examples: Sequence[Tensor], random: bool = False
+    function: Function, examples: Sequence[Tensor], allow_random: bool = False
 ) -> Function:
-    """Return the function compiled, and checked against the plain one at the examples.
+    """Return a function compiled, and compared at the examples with the original.
+
+    The arguments are those of :func:`compiled`.
 
     Raises:
-        NotTraceableError: the function cannot be traced.
+        NotTraceableError: the function cannot be traced, or its compiled form computes something
+            else.
+
+    Warns:
+        CompileWarning: there is no C++ compiler.
     """
-    with fork_rng(
-        examples[0].device
-    ):  # tracing runs the function; the caller's random numbers go on as before
-        graph = traced(function, examples, random)
+    # tracing runs the function, which may draw random numbers; those of the caller are unaffected
+    with fork_rng(examples[0].device):
+        graph = traced(function, examples, allow_random)
         fast = lowered(graph, examples)
         _require_agreement(function, fast, examples)
     return fast
 
 
 def traced(
-    function: Function, examples: Sequence[Tensor], random: bool = False
+    function: Function, examples: Sequence[Tensor], allow_random: bool = False
 ) -> torch.fx.GraphModule:
-    """Return the operations on tensors that the function runs.
+    """Return the graph of the operations on tensors that a function runs.
+
+    The arguments are those of :func:`compiled`.
 
     Raises:
-        NotTraceableError: it decides by the values of tensors, or draws random numbers and may not.
+        NotTraceableError: the operations depend on the values of tensors, or draw random numbers
+            although ``allow_random`` is false.
     """
     try:
-        with without_validation(), _silence():
+        with without_validation(), _without_warnings():
             graph = make_fx(function)(*_clones(examples))
-    except Exception as error:  # what a user's program does while it is traced can fail in any way
+    except Exception as error:  # a user's program can fail in any way while it is traced
         reason = " ".join(str(error).split()).split(" - ")[0][:200] or type(error).__name__
         raise NotTraceableError(
             f"its operations depend on the values of tensors, or cannot be listed ({reason})"
         ) from error
-    drawing = [str(node.target) for node in graph.graph.nodes if _draws_random_numbers(node)]
-    if drawing and not random:
-        raise NotTraceableError(f"it draws random numbers ({', '.join(sorted(set(drawing)))})")
-    return _folded(graph)
+    if not allow_random:
+        drawing = {str(node.target) for node in graph.graph.nodes if _draws_random_numbers(node)}
+        if drawing:
+            raise NotTraceableError(f"it draws random numbers ({', '.join(sorted(drawing))})")
+    return _fold_constants(graph)
 
 
 def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function:
-    """Return the graph compiled by inductor; without a C++ compiler, the graph as it is.
+    """Return a graph compiled by inductor, or, without a C++ compiler, the graph itself.
 
-    ``torch._inductor.compile`` is not public but has been there since torch 2.0; it leaves out the guards by which
-    ``torch.compile`` finds out, at each call, whether the arguments are still of the same shapes: 75 microseconds.
-    Random numbers come from torch's generators, which are faster than inductor's and follow the same seeds. tanh x is
-    computed as 2 / (1 + exp(-2x)) - 1 where this torch can: twice as fast, right to a rounding of one.
+    ``torch._inductor.compile`` is not public, but exists since torch 2.0. It omits the guards with
+    which ``torch.compile`` checks at each call whether the shapes of the arguments have changed,
+    which saves 75 microseconds. Without it, ``torch.compile`` is used.
+
+    Two settings differ from inductor's defaults. Random numbers come from torch's generators, which
+    are faster than inductor's and follow the same seeds. Where this release of torch can, tanh(x)
+    is computed as 2 / (1 + exp(-2x)) - 1, which is twice as fast and accurate to one rounding of
+    the number one.
+
+    Warns:
+        CompileWarning: the compiler failed.
     """
     import torch._inductor as inductor
     from torch._inductor import config
@@ -115,12 +146,12 @@ def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function
     if hasattr(config.cpp, "use_decompose_tanh"):
         settings["cpp.use_decompose_tanh"] = True
     try:
-        with config.patch(settings), _quiet():
+        with config.patch(settings), _quiet_compiler():
             if hasattr(inductor, "compile"):
-                return inductor.compile(graph, list(inputs))  # type: ignore
+                return cast(Function, inductor.compile(graph, list(inputs)))
             fast = torch.compile(graph, fullgraph=True, dynamic=False)
             fast(*inputs)
-            return fast
+            return cast(Function, fast)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         message = (
@@ -130,160 +161,243 @@ def lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Function
         return graph
 
 
-def _folded(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Compute once what depends on constants alone: the logarithms of all fixed scales, say.
+# --- constants ------------------------------------------------------------------------------------
 
-    Constants of one value are written as a number, for the compiler to see that a mean is zero and a scale is one.
+
+def _fold_constants(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Compute once whatever depends on constants alone, such as the logarithms of fixed scales.
+
+    A constant tensor whose entries are all equal is written into the graph as a number: the
+    compiler then sees, for instance, that a mean is zero or a scale is one.
     """
-    known: dict[torch.fx.Node, Any] = {}
-    for node in graph.graph.nodes:
-        constant = bool(node.all_input_nodes) and all(
-            part in known for part in node.all_input_nodes
-        )
-        if node.op == "get_attr":
-            known[node] = getattr(graph, node.target)
-        elif node.op == "call_function" and constant and not _draws_random_numbers(node):
-            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-                return graph  # a constant that is written to is none
-            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*arguments, **options)
-    for node, value in known.items():
-        if not isinstance(value, Tensor) or all(user in known for user in node.users):
-            continue
-        with graph.graph.inserting_before(node):
-            if (
-                value.numel()
-                and value.is_floating_point()
-                and bool((value == value.flatten()[0]).all())
-            ):
-                own: Any = {"dtype": value.dtype, "device": value.device}
-                arguments = (list(value.shape), float(value.flatten()[0]))
-                new = graph.graph.call_function(torch.ops.aten.full.default, arguments, own)
-            elif node.op == "get_attr":
-                continue
-            else:
-                graph.register_buffer(f"folded_{node.name}", value.clone())
-                new = graph.graph.get_attr(f"folded_{node.name}")
-        node.replace_all_uses_with(new)
+    constants = _constant_values(graph)
+    if constants is None:
+        return graph
+    for node, value in constants.items():
+        if isinstance(value, Tensor) and not constants.keys() >= node.users.keys():
+            _replace_by_constant(graph, node, value)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 
 
-@contextlib.contextmanager
-def without_validation() -> Iterator[None]:
-    """Switch off the checks of distributions, those that were built before included: they look at values."""
-    with pyro.validation_enabled(False), _Unvalidated():
-        yield
+def _constant_values(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, Any] | None:
+    """Return the value of every node that depends on constants alone.
+
+    ``None`` if the graph writes to one of them: it is then no constant.
+    """
+    constants: dict[torch.fx.Node, Any] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constants[node] = getattr(graph, node.target)
+        elif _is_constant_call(node, constants):
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+                return None
+            arguments, options = torch.fx.node.map_arg(
+                (node.args, node.kwargs), constants.__getitem__
+            )
+            constants[node] = node.target(*arguments, **options)
+    return constants
 
 
-class _Unvalidated(Messenger):
-    """Replace the distribution of every site by a copy that checks nothing."""
+def _is_constant_call(node: torch.fx.Node, constants: dict[torch.fx.Node, Any]) -> bool:
+    """Return whether a node always computes the same value from known constants."""
+    if node.op != "call_function" or not node.all_input_nodes or _draws_random_numbers(node):
+        return False
+    return constants.keys() >= set(node.all_input_nodes)
 
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["fn"] = _unvalidated(msg["fn"])
+
+def _replace_by_constant(graph: torch.fx.GraphModule, node: torch.fx.Node, value: Tensor) -> None:
+    """Let the users of a node read a number, or a stored tensor, in its place."""
+    with graph.graph.inserting_before(node):
+        if _is_uniform(value):
+            replacement = graph.graph.call_function(
+                torch.ops.aten.full.default,
+                (list(value.shape), float(value.flatten()[0])),
+                {"dtype": value.dtype, "device": value.device},
+            )
+        elif node.op == "get_attr":
+            return
+        else:
+            graph.register_buffer(f"folded_{node.name}", value.clone())
+            replacement = graph.graph.get_attr(f"folded_{node.name}")
+    node.replace_all_uses_with(replacement)
 
 
-def _unvalidated(distribution: Any) -> Any:
-    if not isinstance(distribution, torch.distributions.Distribution):
-        return distribution
-    plain = object.__new__(type(distribution))
-    plain.__dict__.update(distribution.__dict__, _validate_args=False)
-    for part in ("base_dist", "_component_distribution", "_mixture_distribution"):
-        if part in plain.__dict__:
-            plain.__dict__[part] = _unvalidated(plain.__dict__[part])
-    return plain
+def _is_uniform(value: Tensor) -> bool:
+    """Return whether all entries of a floating-point tensor are equal."""
+    if not value.numel() or not value.is_floating_point():
+        return False
+    return bool((value == value.flatten()[0]).all())
 
 
 def _draws_random_numbers(node: torch.fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _require_agreement(function: Function, fast: Function, examples: Sequence[Tensor]) -> None:
-    """Compare the compiled function, and what it does to its arguments, with the plain one.
+# --- validation -----------------------------------------------------------------------------------
 
-    Both are compared beside what the plain function makes of arguments that are rounded otherwise: where a gradient is
-    zero but for rounding, an optimizer like Adam makes of it a step of full length; where two numbers are equal but for
-    rounding, pooling takes either. Changes of the arguments are compared all together.
+
+@contextlib.contextmanager
+def without_validation() -> Iterator[None]:
+    """Switch off the checks of distributions, which look at the values of tensors.
+
+    This includes distributions that were built before the context was entered.
+    """
+    with pyro.validation_enabled(False), _Unvalidated():
+        yield
+
+
+class _Unvalidated(Messenger):
+    """Replace the distribution of every site by a copy without checks."""
+
+    def _pyro_sample(self, msg: Site) -> None:
+        msg["fn"] = _unvalidated(msg["fn"])
+
+
+def _unvalidated(distribution: _T) -> _T:
+    """Return a copy of a distribution, and of those that it consists of, without checks."""
+    if not isinstance(distribution, torch.distributions.Distribution):
+        return distribution
+    unchecked = object.__new__(type(distribution))
+    unchecked.__dict__.update(distribution.__dict__, _validate_args=False)
+    for attribute in ("base_dist", "_component_distribution", "_mixture_distribution"):
+        if attribute in unchecked.__dict__:
+            unchecked.__dict__[attribute] = _unvalidated(unchecked.__dict__[attribute])
+    return unchecked
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run of a function returned, and by how much it changed its arguments.
+
+    Attributes:
+        results: the tensors that it returned.
+        changes: after minus before, of all arguments in one vector of doubles.
+    """
+
+    results: tuple[Tensor, ...]
+    changes: Tensor
+
+
+def _require_agreement(function: Function, fast: Function, examples: Sequence[Tensor]) -> None:
+    """Compare a compiled function, and its changes of the arguments, with the original.
+
+    Four runs are compared: ``reference`` and ``repeat`` run the original twice, ``compiled`` runs
+    the compiled function, and ``perturbed`` runs the original on arguments that differ by one
+    rounding. The compiled function may differ from the reference by about as much as the perturbed
+    run does. This allowance is necessary: where a gradient is zero but for rounding, an optimizer
+    such as Adam makes a step of full length of it; where two numbers are equal but for rounding,
+    max pooling may select either.
 
     Raises:
-        NotTraceableError: they differ by more than rounding, or the plain function differs from itself.
+        NotTraceableError: the compiled function differs by more than rounding, or the original
+            differs from itself.
     """
-    outcomes, changes = [], []
-    for run, given in (
-        (function, examples), (function, examples), (fast, examples), (function, _rounded_otherwise(examples))
-    ):  # fmt: skip
-        arguments = _clones(given)
-        with fork_rng(arguments[0].device), without_validation(), _silence():
-            outcomes.append(run(*arguments))
-        pairs = zip(arguments, given, strict=True)
-        changes.append(
-            torch.cat(
-                [(after.detach().double() - before.double()).flatten() for after, before in pairs]
-            )
-        )
-    same = all(_close(first, again, first) for first, again in zip(*outcomes[:2], strict=True))
-    same &= all(_close(*three) for three in zip(outcomes[0], *outcomes[2:], strict=True))
-    expected, _, found, otherwise = (change.nan_to_num() for change in changes)
-    tolerance = 0.5 * expected.norm() + 2 * (otherwise - expected).norm()
-    if not same or bool((found - expected).norm() > tolerance):
-        raise NotTraceableError(
-            "its trace gives other numbers than the program, so it depends on something else than its arguments: on "
-            "time, a counter, or numpy's random numbers; or torch changed the order of its random numbers"
-        )
+    reference = _run_on_copies(function, examples)
+    repeat = _run_on_copies(function, examples)
+    compiled = _run_on_copies(fast, examples)
+    perturbed = _run_on_copies(function, _perturb(examples))
+    for first, second in zip(reference.results, repeat.results, strict=True):
+        if not _agree(first, second, perturbed=first):
+            raise _disagreement()
+    for expected, actual, nearby in zip(
+        reference.results, compiled.results, perturbed.results, strict=True
+    ):
+        if not _agree(expected, actual, nearby):
+            raise _disagreement()
+    # the changes are compared as one vector: single entries may differ, see above
+    allowance = 2 * (perturbed.changes - reference.changes).norm()
+    tolerance = 0.5 * reference.changes.norm() + allowance
+    if bool((compiled.changes - reference.changes).norm() > tolerance):
+        raise _disagreement()
 
 
-def _rounded_otherwise(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors with every number changed by one rounding, up and down by turns."""
-    signs = (
-        1 - 2 * (torch.arange(tensor.numel(), device=tensor.device) % 2).view(tensor.shape)
-        for tensor in tensors
-    )
-    return [
-        tensor * (1 + torch.finfo(tensor.dtype).eps * sign)
-        if tensor.is_floating_point()
-        else tensor
-        for tensor, sign in zip(tensors, signs, strict=True)
-    ]
+def _run_on_copies(function: Function, arguments: Sequence[Tensor]) -> _Outcome:
+    """Run a function on copies of its arguments, with the same random numbers at every call."""
+    copies = _clones(arguments)
+    with fork_rng(copies[0].device), without_validation(), _without_warnings():
+        results = function(*copies)
+    changes = []
+    for after, before in zip(copies, arguments, strict=True):
+        changes.append((after.detach().double() - before.double()).flatten())
+    return _Outcome(results, torch.cat(changes).nan_to_num())
 
 
-def _close(expected: Tensor, found: Tensor, otherwise: Tensor) -> bool:
-    """Compare numbers; twice what rounding the arguments otherwise makes of them may lie between them."""
+def _perturb(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors whose numbers are changed by one rounding, alternately up and down."""
+    perturbed = []
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            odd = torch.arange(tensor.numel(), device=tensor.device) % 2
+            sign = (1 - 2 * odd).view(tensor.shape)
+            tensor = tensor * (1 + torch.finfo(tensor.dtype).eps * sign)
+        perturbed.append(tensor)
+    return perturbed
+
+
+def _agree(expected: Tensor, actual: Tensor, perturbed: Tensor) -> bool:
+    """Return whether two tensors are equal up to rounding.
+
+    The tolerance is relative to the largest number, 6e-4 in float32 and 2e-10 in float64, plus
+    twice the difference between ``expected`` and its value at perturbed arguments.
+    """
     if not expected.is_floating_point():
-        return bool((expected == found).all())
-    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75  # 6e-4 in float32, 2e-10 in float64
-    scale = torch.where(expected.isfinite(), expected, 0).abs().max() if expected.numel() else 1.0
-    margin = tolerance * scale + 2 * (otherwise - expected).abs().nan_to_num(nan=0.0, posinf=0.0)
-    same = (
-        (expected == found)
-        | (expected.isnan() & found.isnan())
-        | ((expected - found).abs() <= margin)
+        return bool((expected == actual).all())
+    if not expected.numel():
+        return True
+    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75
+    scale = torch.where(expected.isfinite(), expected, 0).abs().max()
+    allowance = 2 * (perturbed - expected).abs().nan_to_num(nan=0.0, posinf=0.0)
+    close = (expected - actual).abs() <= tolerance * scale + allowance
+    both_nan = expected.isnan() & actual.isnan()
+    return bool(((expected == actual) | both_nan | close).all())
+
+
+def _disagreement() -> NotTraceableError:
+    return NotTraceableError(
+        "its trace gives other numbers than the program, so it depends on something else than its "
+        "arguments: on time, a counter, or numpy's random numbers; or torch changed the order of "
+        "its random numbers"
     )
-    return bool(same.all())
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
 
+# --- noise of warnings ----------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hold warnings back: what a program warns of was said when it ran untraced."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress the warnings of a program, which it has given when it ran untraced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the compiler's remarks about the machine (that it has no GPU, say) from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
-    levels = [logger.level for logger in loggers]
+def _quiet_compiler() -> Iterator[None]:
+    """Suppress the compiler's remarks about the machine, such as the lack of a GPU."""
+    with (
+        _errors_only("torch.utils.cpp_extension"),
+        _errors_only("torch._inductor"),
+        _without_warnings(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Let a logger report errors only."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with _silence():
-            yield
+        yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)

@@ -1,36 +1,44 @@
-"""Where programs live, and where they are asked to go."""
+"""The device on which programs lie, and checks of a requested one."""
 
 from __future__ import annotations
-
-import itertools
-from typing import Any
 
 import torch
 from torch import nn
 
+from .program import Program
+
 __all__ = ["device_of", "require_device"]
 
 
-def require_device(name: str | torch.device) -> torch.device:
-    """Return the device.
+def require_device(name: str | torch.device, caller: str = "fit") -> torch.device:
+    """Return a device after checking that it can hold a tensor.
+
+    Args:
+        name: such as ``"cpu"`` or ``"cuda:0"``.
+        caller: name of the function that the user called, with which the message begins.
 
     Raises:
-        ValueError: it is not there; the message says which ones are.
+        ValueError: the device is not available; the message lists those that are.
     """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise ValueError(
-            f"fit: there is no device {str(name)!r} here; there is {', '.join(there)}"
+            f"{caller}: the device {str(name)!r} is not available on this machine; "
+            f"choose one of: {', '.join(available)}"
         ) from error
     return torch.device(name)
 
 
-def device_of(*programs: Any) -> torch.device:
-    """Return where the programs live: the device of their first parameter or buffer."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
-    tensors = itertools.chain.from_iterable(
-        (*module.parameters(), *module.buffers()) for module in modules
-    )
-    return next((tensor.device for tensor in tensors), torch.get_default_device())
+def device_of(*programs: Program) -> torch.device:
+    """Return the device of the first parameter or buffer of the programs.
+
+    Programs without parameters and buffers lie on torch's default device.
+    """
+    for program in programs:
+        if not isinstance(program, nn.Module):
+            continue
+        for tensor in (*program.parameters(), *program.buffers()):
+            return tensor.device
+    return torch.get_default_device()

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop soon, not as an error in the middle of a step."""
+"""Ctrl-C as a request to stop after the present step, instead of an error in the middle of it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
 
 __all__ = ["graceful_interrupt"]
 
 
 @contextlib.contextmanager
 def graceful_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` at the first Ctrl-C, so that the present step is not left half done; a second one acts as usual.
+    """Call ``stop`` at the first Ctrl-C inside a ``with`` block; a second one acts as usual.
 
-    A ``KeyboardInterrupt`` that is raised inside ends the context, quietly, after a call of ``stop``. Outside the main
-    thread, which alone hears signals, this is all that happens.
+    A ``KeyboardInterrupt`` that is raised inside the block ends it without an error, after a call
+    of ``stop``. Outside the main thread, which alone receives signals, nothing else is done.
     """
     previous = signal.getsignal(signal.SIGINT)
-    # a handler that Python did not set (None) could not be put back
-    ours = threading.current_thread() is threading.main_thread() and previous is not None
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Python returns None for a handler that it did not install and therefore cannot restore
+    handled = in_main_thread and previous is not None
 
-    def once(*_: Any) -> None:
+    def on_interrupt(signal_number: int, frame: FrameType | None) -> None:
         stop()
         signal.signal(signal.SIGINT, previous)
 
-    if ours:
-        signal.signal(signal.SIGINT, once)
+    if handled:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     except KeyboardInterrupt:
         stop()
     finally:
-        if ours:
+        if handled:
             signal.signal(signal.SIGINT, previous)

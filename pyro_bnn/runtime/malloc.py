@@ -1,7 +1,8 @@
-"""Freed memory is kept for the next step.
+"""Keep freed memory in the process for the next training step.
 
-glibc gives blocks of a megabyte or more back to the system as soon as they are freed, and takes new ones at the next
-step, which the system has to clear page by page: a third of the time of a training step whose tensors are that large.
+By default glibc returns blocks of a megabyte or more to the system as soon as they are freed. The
+next step requests new ones, which the system clears page by page. With tensors of this size, that
+takes a third of the time of a training step.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import functools
 
 __all__ = ["retain_freed_memory"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+# parameters of mallopt, from malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 @functools.cache
 def retain_freed_memory() -> None:
-    """Tell glibc's malloc, where that is what there is, to keep up to a gigabyte of freed memory in the process."""
+    """Let glibc's malloc retain up to one gigabyte of freed memory; elsewhere do nothing."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

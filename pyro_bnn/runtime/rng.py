@@ -1,36 +1,52 @@
-"""Random numbers with a seed of their own: what draws them inside leaves the global random state as it was."""
+"""Random numbers with their own seed, which leave the global random state unchanged."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
-__all__ = ["generators", "fork_rng"]
+__all__ = ["fork_rng", "generators", "preserve_states"]
 
 
 def generators(device: torch.device) -> dict[str, torch.Generator]:
-    """Return the generators that operations on this device draw from, the CPU's among them."""
-    found = {"cpu": torch.default_generator}
+    """Return the generators that operations on a device draw from.
+
+    Returns:
+        the generator of the CPU under ``"cpu"``, and for a GPU also its own under ``"cuda"``.
+    """
+    by_name = {"cpu": torch.default_generator}
     if device.type == "cuda":
-        torch.cuda.init()
-        index = torch.cuda.current_device() if device.index is None else device.index
-        found["cuda"] = torch.cuda.default_generators[index]
-    return found
+        current = torch.cuda.current_device()  # initializes CUDA, which creates the generators
+        index = current if device.index is None else device.index
+        by_name["cuda"] = torch.cuda.default_generators[index]
+    return by_name
 
 
 @contextlib.contextmanager
 def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Seed the generators of a device (or go on with them as they are) and give their states back at the end.
+    """Restore the random state of a device, and of the CPU, at the end of a ``with`` block.
 
-    Not by ``torch.manual_seed``: that one seeds every device there is, and nobody gives those back.
+    ``torch.manual_seed`` is not used: it seeds all GPUs, whose states would not be restored.
+
+    Args:
+        device: where the block draws random numbers.
+        seed: at the beginning of the block; ``None`` continues from the present state.
     """
-    states = [(generator, generator.get_state()) for generator in generators(device).values()]
-    try:
-        for generator, _ in states:
-            if seed is not None:
+    forked = list(generators(device).values())
+    with preserve_states(forked):
+        if seed is not None:
+            for generator in forked:
                 generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def preserve_states(of_generators: Iterable[torch.Generator]) -> Iterator[None]:
+    """Restore the states of some generators at the end of a ``with`` block."""
+    states = [(generator, generator.get_state()) for generator in of_generators]
+    try:
         yield
     finally:
         for generator, state in states:

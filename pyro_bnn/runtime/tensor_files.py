@@ -118,8 +118,7 @@ def restore_tensors(
         CheckpointError: names, dtypes or shapes differ, so the file belongs to another model or
             guide.
     """
-    expected = {name: _describe(value) for name, value in state.items()}
-    found = {name: _describe(value) for name, value in saved.items()}
+    expected, found = _describe(state), _describe(saved)
     different = []
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -262,5 +261,6 @@ def _for_file(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
+def _describe(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return dtype and shape of every tensor."""
+    return {name: f"{tensor.dtype} {tuple(tensor.shape)}" for name, tensor in tensors.items()}

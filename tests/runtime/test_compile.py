@@ -113,7 +113,7 @@ def test_random_numbers_are_refused_unless_allowed():
     ) as told:
         assert compiled(noisy, [A, B], "noisy") is noisy
     assert len(told) == 1
-    fast = compiled(noisy, [A, B], "noisy", random=True)
+    fast = compiled(noisy, [A, B], "noisy", allow_random=True)
     torch.manual_seed(3)
     first = fast(A, B)
     torch.manual_seed(3)

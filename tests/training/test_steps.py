@@ -250,10 +250,10 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path, eager_compiler):
 
 def test_many_steps_are_compiled_unasked_and_few_are_not(monkeypatch, eager_compiler):
     taken = []
-    monkeypatch.setattr("pyro_bnn.training.fitting._MANY_STEPS", 10)
+    monkeypatch.setattr("pyro_bnn.training.fitting.STEPS_WORTH_COMPILING", 10)
     plain = CASES["point"]()
     monkeypatch.setattr(
-        "pyro_bnn.training.loop.CompiledStep", lambda step: taken.append(step) or step
+        "pyro_bnn.training.training_run.CompiledStep", lambda step: taken.append(step) or step
     )
     fit(*plain[:2], (X, Y), epochs=9, progress=False)
     assert not taken
