@@ -92,9 +92,8 @@ def package_of(name):
 
 
 def test_relative_absolute_and_local_imports_are_all_seen():
-    assert {"pyro_bnn.posterior.posterior.Posterior", "torch.Tensor"} <= imports(
-        ROOT / "training" / "loop.py"
-    )
+    run = imports(ROOT / "training" / "training_run.py")
+    assert {"pyro_bnn.posterior.Posterior", "pyro_bnn.training.state", "torch.Tensor"} <= run
     pruning = imports(ROOT / "compression" / "pruning" / "posterior_pruning.py")
     assert any(is_within(name, "pyro_bnn.network") for name in pruning)
     digits = imports(ROOT / "datasets" / "handwritten_digits.py")

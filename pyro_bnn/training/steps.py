@@ -25,7 +25,8 @@ from pyro_bnn.runtime.compile import (
     NotTraceableError,
     compiled_strictly,
 )
-from pyro_bnn.variational.elbo import ELBOModule, Terms
+from pyro_bnn.variational.elbo import ELBOModule
+from pyro_bnn.variational.terms import Terms
 
 __all__ = ["CompiledStep", "PlainStep", "Step", "StepStats", "learnable_parameters"]
 

@@ -87,7 +87,7 @@ def test_a_guide_that_is_wrapped_already_keeps_its_settings():
     x, y = torch.randn(8, 3), torch.randint(3, (8,))
     model = BayesianNet(Tied(), priors.Normal(), likelihoods.Categorical(), num_data=8)
     guide = MeanField(model)
-    hint = r"hide=\['a.weight'\]\), which fit takes as a guide too"
+    hint = r"hide=\['a.weight'\]\), which fit accepts as a guide"
     with pytest.raises(RuntimeError, match=hint):
         fit(model, guide, (x, y), epochs=1, progress=False)
     wrapped = local_reparameterization(guide, hide=["a.weight"])

@@ -19,6 +19,7 @@ from pyro_bnn.guides import (
     SparseVariationalDropout,
 )
 from pyro_bnn.runtime.compile import CompileWarning
+from tests.training.programs import tensors_of
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
 Y = X.sum(1).tanh()
@@ -140,7 +141,7 @@ def eager_compiler(monkeypatch):
 
 def different_tensors(one, other):
     """Return the names of learned tensors that differ by more than rounding."""
-    state, other_state = one.posterior._state(), other.posterior._state()
+    state, other_state = tensors_of(one), tensors_of(other)
     assert state.keys() == other_state.keys()
     names = set()
     for name, value in state.items():
@@ -290,8 +291,8 @@ def test_a_traced_run_resumes_bit_for_bit(tmp_path, eager_compiler):
     whole = run(tmp_path / "whole", 6)
     run(tmp_path / "parts", 2)
     parts = run(tmp_path / "parts", 6, resume=True)
-    state = parts.posterior._state()
-    for name, value in whole.posterior._state().items():
+    state = tensors_of(parts)
+    for name, value in tensors_of(whole).items():
         assert torch.equal(value, state[name]), name
     assert whole.history["loss"] == parts.history["loss"]
 
