@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from interleaved import write
 
-from pyro_bnn import compare, fit, mcmc, priors
-from pyro_bnn.datasets import base as data
+from pyro_bnn import compare, datasets, fit, mcmc, priors
 from pyro_bnn.guides import MeanField
 from pyro_bnn.models import mlp_classifier
 
@@ -36,7 +35,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    digits = data.digits()
+    digits = datasets.digits()
     images, labels = digits.train
     model: Any = mlp_classifier(
         len(images), inputs=64, hidden=(32,), outputs=10, prior={"*": priors.Normal(1.0)}

@@ -31,7 +31,7 @@ class LikelihoodWithSites(Protocol):
     """A likelihood that has unknowns of its own, such as a noise scale that is inferred."""
 
     def sites(self) -> dict[str, Tensor]:
-        """Draw the unknowns by ``pyro.sample``, once for the whole data set; return their values."""
+        """Draw the unknowns once for the whole data set and return their values."""
 
     def __call__(self, outputs: Tensor, /, **unknowns: Tensor) -> dist.TorchDistribution:
         """Return the distribution over ``y``, given the outputs and the unknowns."""

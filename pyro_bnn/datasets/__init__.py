@@ -1,12 +1,19 @@
-"""Data sets as plain tensors, each file checked when it is read."""
+"""Data sets as plain tensors.
+
+:func:`digits` needs no file and is the default of every example. The other sets are read from one
+data directory: the argument ``directory``, otherwise the environment variable ``PYRO_BNN_DATA``,
+otherwise ``./data``. Nothing is downloaded unless ``mnist(download=True)`` asks for it, and nothing
+is ever unpickled. Every file is checked when it is read; whatever is wrong with a file or an array,
+the error is a ``DataError``.
+"""
 
 from pyro_bnn.runtime.validation import DataError as DataError
 from pyro_bnn.runtime.validation import validate as validate
 
 from .base import Dataset as Dataset
-from .base import data_folder as data_folder
 from .cifar import cifar10 as cifar10
 from .cifar import cifar10_jpeg as cifar10_jpeg
+from .files import data_folder as data_folder
 from .handwritten_digits import digits as digits
 from .mnist_images import mnist as mnist
 from .mnist_images import not_mnist as not_mnist

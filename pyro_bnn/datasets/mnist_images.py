@@ -1,4 +1,6 @@
-"""MNIST and notMNIST as plain tensors."""
+"""MNIST, and the letters of notMNIST as inputs that no digit network has seen."""
+
+from __future__ import annotations
 
 import hashlib
 import math
@@ -7,21 +9,33 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_bnn.datasets.base import Dataset, read_data_file, require_data_folder
 from pyro_bnn.runtime.validation import data_error, require_labels
+
+from .base import Dataset
+from .files import DataPath, read_data_file, require_data_folder
 
 __all__ = ["mnist", "not_mnist"]
 
-_MNIST_MD5 = {  # of the original files, uncompressed
+# The md5 sums of the original files, uncompressed. They protect against damage and mix-ups
+# (Fashion-MNIST has the same file names), not against attackers: md5 is what was published.
+_MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+
+
+class _LabeledImages(NamedTuple):
+    """Images (n, 28, 28) uint8 and their labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
 
 
 def mnist(
@@ -31,48 +45,46 @@ def mnist(
     flatten: bool = True,
     center: bool = True,
 ) -> Dataset:
-    """Return MNIST, 60,000 training and 10,000 test images of 28x28, from DIR/MNIST/raw.
+    """Return MNIST, 60,000 training and 10,000 test images of 28 x 28, from DIR/MNIST/raw.
 
-    With p a pixel in 0..255 and m the mean of that pixel over the training images,
+    With p a pixel in 0..255 and m the mean of that pixel over the training images, the inputs are
 
-        x = (p - m) / 256    with `center=True`, the default: the inputs of the LeNet recipe,
-        x = p / 256          with `center=False`,
+    - ``x = (p - m) / 256`` with ``center=True``, the inputs of the LeNet recipe;
+    - ``x = p / 256`` with ``center=False``.
 
-    and the test images are centred by the same training mean. Shapes: x (n, 784), or (n, 1, 28, 28) with
-    `flatten=False`; y (n,) in 0..9. The four uncompressed files must be the originals, bit for bit (md5).
-    torchvision is needed only for `download=True`, which fetches them if one is missing and else does nothing.
+    The test images are centered by the mean of the training images. The four uncompressed files
+    must be the originals, bit for bit (md5).
 
-    Raises `DataError` if a file is missing, unreadable or not the original, or if the download fails.
+    Args:
+        directory: The data directory; see :mod:`pyro_bnn.datasets`.
+        download: Download the files if one is missing. Only this needs torchvision.
+        flatten: Return x of shape (n, 784) rather than (n, 1, 28, 28). Labels y (n,) are 0 to 9.
+        center: Subtract the mean of the training images.
 
-    Source: LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition", 1998; scaled
-    as by Molchanov, Ashukha & Vetrov, "Variational dropout sparsifies deep neural networks", 2017 (their code).
+    Raises:
+        DataError: If a file is missing, unreadable or not the original, or the download fails.
+
+    References:
+        LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition",
+        1998. Scaled as in the code of Molchanov, Ashukha & Vetrov, "Variational dropout sparsifies
+        deep neural networks", 2017.
     """
-    raw, way_out = require_data_folder(
-        directory, "MNIST/raw", "Fetch it once with download=True (command line: --download)"
-    )
-    if download and not all(os.path.isfile(raw / name) for name in _MNIST_MD5):
-        _download_mnist(raw)
-    train, y_train = _read_images(raw, "train", way_out, _MNIST_MD5)
-    test, y_test = _read_images(raw, "t10k", way_out, _MNIST_MD5)
-    # Summed as integers: a single-precision sum over 60,000 images would depend on its order.
-    mean = (
-        (train.sum(0, dtype=torch.int64).double() / len(train)).float()
-        if center
-        else torch.zeros(28, 28)
-    )
+    remedy = "Fetch it once with download=True (command line: --download)"
+    folder = require_data_folder(directory, "MNIST/raw", remedy)
+    if download and not _has_all_files(folder.path):
+        _download_mnist(folder.path)
+    train = _read_images(folder, "train", _MNIST_MD5)
+    test = _read_images(folder, "t10k", _MNIST_MD5)
+    mean = _mean_image(train.images) if center else torch.zeros(28, 28)
     shape = (784,) if flatten else (1, 28, 28)
-    # In place, because the training images are 188 MB.
-    x_train, x_test = (
-        images.float().sub_(mean).div_(256).reshape(-1, *shape) for images in (train, test)
-    )
     return Dataset(
-        "MNIST",
-        x_train,
-        y_train,
-        x_test,
-        y_test,
-        mean.reshape(shape),
-        torch.tensor(256.0),
+        name="MNIST",
+        x_train=_scaled(train.images, mean, shape),
+        y_train=train.labels,
+        x_test=_scaled(test.images, mean, shape),
+        y_test=test.labels,
+        x_mean=mean.reshape(shape),
+        x_std=torch.tensor(256.0),
         classes=10,
     )
 
@@ -80,99 +92,126 @@ def mnist(
 def not_mnist(
     directory: str | os.PathLike[str] | None = None, *, like: Dataset | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the letters of notMNIST's test half from DIR/notMNIST/raw: inputs that no digit network has seen.
+    """Return the letters A to J of the test half of notMNIST, from DIR/notMNIST/raw.
 
-    A network must meet the letters scaled as its training images were: `not_mnist(like=mnist())` applies the mean,
-    scale and shape of that set. Without `like`, x = p / 256 for a pixel p in 0..255. Shapes: x (10000, 784), or as
-    the examples of `like`; y (10000,) in 0..9 for A..J.
+    The files t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte have no published checksum: headers,
+    lengths, counts and labels are checked, pixels cannot be.
 
-    The files t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte have no published checksum: headers, lengths, counts
-    and labels are checked, pixels cannot be.
+    Args:
+        directory: The data directory; see :mod:`pyro_bnn.datasets`.
+        like: The data set that a network was trained on. The letters are scaled as its images
+            were, so ``not_mnist(like=mnist())`` applies the mean, scale and shape of MNIST. By
+            default x = p / 256 for a pixel p in 0..255.
 
-    Raises `DataError` if a file is missing, unreadable or malformed, or if an example of `like` has not 784 values.
+    Returns:
+        x (10000, 784), or of the shape of the examples of ``like``, and y (10000,) in 0..9.
 
-    Source: Bulatov, "notMNIST dataset", 2011.
+    Raises:
+        DataError: If a file is missing, unreadable or malformed, or if an example of ``like`` does
+            not have 784 values.
+
+    References:
+        Bulatov, "notMNIST dataset", 2011.
     """
     shape = torch.Size([784]) if like is None else like.x_train.shape[1:]
     if shape.numel() != 784:
-        raise data_error(
-            "like", "examples of 784 values", f"shape {tuple(shape)}", "Pass the result of mnist()."
-        )
-    raw, way_out = require_data_folder(
-        directory, "notMNIST/raw", "Put its IDX files there (notMNIST is not downloaded)"
-    )
-    images, labels = _read_images(raw, "t10k", way_out)
-    pixels = images.float().reshape(-1, *shape)
-    return pixels / 256 if like is None else (pixels - like.x_mean) / like.x_std, labels
+        hint = "Pass the result of mnist()."
+        raise data_error("like", "examples of 784 values", f"shape {tuple(shape)}", hint)
+    remedy = "Put its IDX files there (notMNIST is not downloaded)"
+    folder = require_data_folder(directory, "notMNIST/raw", remedy)
+    letters = _read_images(folder, "t10k")
+    pixels = letters.images.float().reshape(-1, *shape)
+    if like is None:
+        return pixels / 256, letters.labels
+    return (pixels - like.x_mean) / like.x_std, letters.labels
+
+
+def _has_all_files(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _MNIST_MD5)
+
+
+def _mean_image(images: Tensor) -> Tensor:
+    # summed as integers: a single-precision sum over 60,000 images would depend on its order
+    return (images.sum(0, dtype=torch.int64).double() / len(images)).float()
+
+
+def _scaled(images: Tensor, mean: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # in place, because the training images take 188 MB
+    return images.float().sub_(mean).div_(256).reshape(-1, *shape)
 
 
 def _read_images(
-    raw: Path, half: str, way_out: str, md5: Mapping[str, str] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return images (n, 28, 28) uint8 and labels (n,) int64."""
-    images_path, labels_path = raw / f"{half}-images-idx3-ubyte", raw / f"{half}-labels-idx1-ubyte"
-    images, labels = (
-        _read_idx(images_path, 3, way_out, md5),
-        _read_idx(labels_path, 1, way_out, md5),
-    )
+    folder: DataPath, half: str, md5: Mapping[str, str] | None = None
+) -> _LabeledImages:
+    """Read the images and the labels of one half, ``"train"`` or ``"t10k"``."""
+    images_path = folder.path / f"{half}-images-idx3-ubyte"
+    labels_path = folder.path / f"{half}-labels-idx1-ubyte"
+    images = _read_idx(images_path, 3, folder.hint, md5)
+    labels = _read_idx(labels_path, 1, folder.hint, md5)
     if images.shape[1:] != (28, 28):
-        raise data_error(
-            images_path, "images of shape (28, 28)", f"{tuple(images.shape[1:])}", way_out
-        )
+        shape = f"{tuple(images.shape[1:])}"
+        raise data_error(images_path, "images of shape (28, 28)", shape, folder.hint)
     if len(images) != len(labels):
-        raise data_error(
-            labels_path, f"{len(images)} labels, one for each image", f"{len(labels)}", way_out
-        )
-    require_labels(labels, 10, labels_path, way_out)
-    return images, labels.long()
+        expected = f"{len(images)} labels, one for each image"
+        raise data_error(labels_path, expected, f"{len(labels)}", folder.hint)
+    require_labels(labels, 10, labels_path, folder.hint)
+    return _LabeledImages(images, labels.long())
 
 
-def _read_idx(path: Path, ndim: int, way_out: str, md5: Mapping[str, str] | None) -> Tensor:
-    """Read bytes 0, 0, 8 (unsigned bytes), ndim; big-endian 32-bit sizes; the values, and not a byte more."""
-    content = read_data_file(path, way_out)
+def _read_idx(path: Path, ndim: int, hint: str, md5: Mapping[str, str] | None) -> Tensor:
+    """Return the unsigned bytes in an IDX file.
+
+    The file holds the bytes 0, 0, 8 (the type code) and ``ndim``, then big-endian 32-bit sizes,
+    then the values and nothing more.
+    """
+    content = read_data_file(path, hint)
     if md5 is not None:
-        # Against damage and mix-ups (Fashion-MNIST has the same file names), not attackers: md5 is what was published.
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != md5[path.name]:
-            replace = f"Damaged, or another data set: delete it and get the original. {way_out}"
-            raise data_error(
-                path, f"the original MNIST file, md5 {md5[path.name]}", f"md5 {found}", replace
-            )
+        _require_md5(path, content, md5[path.name], hint)
     magic, start = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
     if content[:4] != magic or len(content) < start:
-        found = f"{len(content)} bytes, first 0x{content[:4].hex()}" if content else "an empty file"
-        raise data_error(
-            path, f"an IDX header of {start} bytes, first 0x{magic.hex()}", found, way_out
-        )
+        expected = f"an IDX header of {start} bytes, first 0x{magic.hex()}"
+        received = f"{len(content)} bytes, first 0x{content[:4].hex()}"
+        raise data_error(path, expected, received if content else "an empty file", hint)
     sizes = struct.unpack(f">{ndim}I", content[4:start])
-    expected = start + math.prod(sizes)
-    if len(content) != expected or expected == start:
-        announced = f"at least one value, and the {expected} bytes that the header announces for shape {sizes}"
-        raise data_error(path, announced, f"{len(content)} bytes", way_out)
+    length = start + math.prod(sizes)
+    if len(content) != length or length == start:
+        expected = (
+            f"at least one value, and the {length} bytes that the header announces for shape "
+            f"{sizes}"
+        )
+        raise data_error(path, expected, f"{len(content)} bytes", hint)
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)
 
 
-def _download_mnist(raw: Path) -> None:
+def _require_md5(path: Path, content: bytes, md5: str, hint: str) -> None:
+    received = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if received != md5:
+        replace = f"It is damaged or of another data set: delete it and get the original. {hint}"
+        raise data_error(path, f"the original MNIST file, md5 {md5}", f"md5 {received}", replace)
+
+
+def _download_mnist(folder: Path) -> None:
     try:
         from torchvision import datasets
-    except Exception as error:  # builds that do not match raise RuntimeError, ImportError, OSError or AttributeError
-        way_out = (
-            "Most often torch and torchvision are builds of different kinds (CPU and CUDA): reinstall them together, "
-            "pip install --force-reinstall torch torchvision"
+    except Exception as error:  # mismatched builds raise errors of many types
+        hint = (
+            "Most often torch and torchvision are builds of different kinds (CPU and CUDA): "
+            "reinstall them together, pip install --force-reinstall torch torchvision"
         )
-        raise data_error(
-            "download=True", "a working torchvision", f"{type(error).__name__}: {error}", way_out
-        ) from error
+        received = f"{type(error).__name__}: {error}"
+        raise data_error("download=True", "a working torchvision", received, hint) from error
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        # Through a scratch folder: an interrupted download never looks like MNIST, and torchvision, which would
-        # load an old cache found beside the files with torch.load, finds none.
-        with tempfile.TemporaryDirectory(dir=raw) as scratch:
+        folder.mkdir(parents=True, exist_ok=True)
+        # In a scratch folder: an interrupted download never looks like MNIST, and torchvision,
+        # which would load an old cache beside the files with torch.load, finds none.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             datasets.MNIST(scratch, download=True)
             for name in _MNIST_MD5:
-                os.replace(Path(scratch) / "MNIST" / "raw" / name, raw / name)
-    except Exception as error:  # network, disk and server each raise types of their own
-        way_out = "Check the connection and that the folder can be written, or copy the four files there yourself."
-        raise data_error(
-            raw, "to download MNIST", f"{type(error).__name__}: {error}", way_out
-        ) from error
+                os.replace(Path(scratch) / "MNIST" / "raw" / name, folder / name)
+    except Exception as error:  # network, disk and server each raise their own types
+        hint = (
+            "Check the connection and that the folder can be written, or copy the four files there "
+            "yourself."
+        )
+        received = f"{type(error).__name__}: {error}"
+        raise data_error(folder, "to download MNIST", received, hint) from error

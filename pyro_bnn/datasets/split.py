@@ -6,26 +6,31 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pyro_bnn.datasets.base import Dataset
+from .base import Dataset
 
 __all__ = ["hold_out"]
 
 
 def hold_out(data: Dataset, num: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:
-    """Return the data set without its last ``num`` training examples, and these.
+    """Return the data set without its last ``num`` training examples, and those examples (x, y).
 
     Raises:
-        ValueError: none would be left to train on, or none of some class.
+        ValueError: If no examples would remain for training, or none of some class.
     """
-    left = len(data.x_train) - num
-    if not 0 < left <= len(data.x_train):
-        there = f"the {len(data.x_train)} training examples of {data.name}"
-        raise ValueError(f"hold-out: expected fewer than {there}, got {num}")
-    held_out = data.x_train[left:], data.y_train[left:]
-    if data.classes is not None and (
-        gone := set(held_out[1].tolist()) - set(data.y_train[:left].tolist())
-    ):
+    remaining = len(data.x_train) - num
+    if not 0 < remaining <= len(data.x_train):
         raise ValueError(
-            f"hold-out: the last {num} examples are all that there are of class {min(gone)}; shuffle them"
+            f"hold_out: expected fewer than the {len(data.x_train)} training examples of "
+            f"{data.name}, got {num}"
         )
-    return replace(data, x_train=data.x_train[:left], y_train=data.y_train[:left]), held_out
+    y_train, y_held_out = data.y_train[:remaining], data.y_train[remaining:]
+    if data.classes is not None:
+        lost_classes = set(y_held_out.tolist()) - set(y_train.tolist())
+        if lost_classes:
+            raise ValueError(
+                f"hold_out: expected examples of every class to remain, but the last {num} "
+                f"training examples are all there are of class {min(lost_classes)}; shuffle the "
+                "training set"
+            )
+    training_set = replace(data, x_train=data.x_train[:remaining], y_train=y_train)
+    return training_set, (data.x_train[remaining:], y_held_out)

@@ -1,17 +1,22 @@
 """The UCI regression sets in their published splits."""
 
+from __future__ import annotations
+
 import difflib
 import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_bnn.datasets.base import LARGEST_FILE, Dataset, read_data_file, require_data_folder
 from pyro_bnn.runtime.validation import data_error, require_finite, require_index
+
+from .base import Dataset
+from .files import LARGEST_FILE, DataPath, read_data_file, require_data_folder
 
 __all__ = ["UCI_SETS", "uci"]
 
@@ -23,129 +28,192 @@ UCI_SETS = (
     "naval-propulsion-plant",
     "power-plant",
 )
-"""Names that `uci` knows."""
+"""The names that :func:`uci` accepts."""
+
+_SPLITS = 20
+_FIELDS = ("x", "y", "train", "test")
+_REAL, _INTEGER = "fiu", "iu"  # kinds of numpy dtypes
+
+_Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
-_UCI_SPLITS = 20
+class _Layout(NamedTuple):
+    """The expected form of an array: its number of axes, its length, and its kinds of dtype."""
+
+    ndim: int
+    length: int
+    kinds: str
+
+
+class _Moments(NamedTuple):
+    """Mean and standard deviation along the first axis."""
+
+    mean: Tensor
+    std: Tensor
 
 
 def uci(name: str, split: int = 0, directory: str | os.PathLike[str] | None = None) -> Dataset:
-    """Return one of the `UCI_SETS` for regression, in one of its 20 published 90/10 splits, from DIR/uci/NAME.npz.
+    """Return a UCI regression set in one of its 20 published 90/10 splits, from DIR/uci/NAME.npz.
 
-    The file holds x (N, D), y (N,), and row indices train (20, n) and test (20, m). The columns of x, and y, are
-    standardised by mean and standard deviation (divisor n) of the training part; a column that is constant there
-    keeps the standard deviation 1. Shapes: x (n, D) and (m, D), y (n,) and (m,).
+    The file holds x (N, D), y (N,), and row indices train (20, n) and test (20, m). The columns of
+    x, and y, are standardized by mean and standard deviation (divisor n) of the training part; a
+    column that is constant there keeps the standard deviation 1. Shapes are x (n, D) and (m, D),
+    and y (n,) and (m,).
 
-    Raises `DataError` if the name or the split is unknown, or the file is missing, damaged, or holds arrays of other
-    shapes, numbers that are not finite, indices out of range, or a row twice in one split.
+    Args:
+        name: One of :data:`UCI_SETS`.
+        split: The number of the split, 0 to 19.
+        directory: The data directory; see :mod:`pyro_bnn.datasets`.
 
-    Source: Hernandez-Lobato & Adams, "Probabilistic backpropagation for scalable learning of Bayesian neural
-    networks", 2015; splits of Gal & Ghahramani, "Dropout as a Bayesian approximation", 2016.
+    Raises:
+        DataError: If the name or the split is unknown, or the file is missing or damaged, or it
+            holds arrays of other shapes, NaN or infinity, indices out of range, or a row twice in
+            one split.
+
+    References:
+        Hernandez-Lobato & Adams, "Probabilistic backpropagation for scalable learning of Bayesian
+        neural networks", 2015. The splits are those of Gal & Ghahramani, "Dropout as a Bayesian
+        approximation", 2016.
     """
-    if name not in UCI_SETS:
-        folded = {known.casefold(): known for known in UCI_SETS}
-        nearest = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.3)
-        way_out = f"Did you mean {folded[nearest[0]]!r}?" if nearest else "Choose one of these."
-        raise data_error("name", f"one of {', '.join(UCI_SETS)}", repr(name), way_out)
-    require_index("split", split, _UCI_SPLITS)
-    folder, way_out = require_data_folder(
-        directory, "uci", f"Put {name}.npz there (the UCI sets are not downloaded)"
-    )
-    path = folder / f"{name}.npz"
-    arrays = _read_npz(path, way_out)
-    x, y = _regression_table(arrays, path, way_out)
-    train, test = _split_rows(arrays, split, path, way_out)
+    _require_name(name)
+    require_index("split", split, _SPLITS)
+    remedy = f"Put {name}.npz there (the UCI sets are not downloaded)"
+    folder = require_data_folder(directory, "uci", remedy)
+    file = DataPath(folder.path / f"{name}.npz", folder.hint)
+    arrays = _read_npz(file)
+    _require_layout(arrays, file)
+    x, y = _as_double(arrays, "x", file), _as_double(arrays, "y", file)
+    train, test = _rows_of_split(arrays, split, file)
 
-    (x_mean, x_std), (y_mean, y_std) = _moments(x[train]), _moments(y[train])
-    x, y = ((x - x_mean) / x_std).float(), ((y - y_mean) / y_std).float()
-    scaling = (x_mean.float(), x_std.float(), y_mean.item(), y_std.item())
-    # Finite in the file, and yet perhaps beyond single precision, or with a deviation that overflows to infinity.
+    x_moments, y_moments = _moments(x[train]), _moments(y[train])
+    x = ((x - x_moments.mean) / x_moments.std).float()
+    y = ((y - y_moments.mean) / y_moments.std).float()
+    # Numbers that are finite in the file may still exceed single precision, or have a standard
+    # deviation that overflows.
     computed = {
-        "mean of x": x_mean,
-        "deviation of x": x_std,
-        "mean of y": y_mean,
-        "deviation of y": y_std,
+        "mean of x": x_moments.mean,
+        "deviation of x": x_moments.std,
+        "mean of y": y_moments.mean,
+        "deviation of y": y_moments.std,
+        "standardized x": x,
+        "standardized y": y,
     }
-    for what, values in {**computed, "standardised x": x, "standardised y": y}.items():
-        require_finite(values.float(), f"{path}: {what}", way_out)
-    return Dataset(name, x[train], y[train], x[test], y[test], *scaling)
-
-
-def _read_npz(path: Path, way_out: str) -> dict[str, np.ndarray]:
-    content = read_data_file(path, way_out)
-    fields = ("x", "y", "train", "test")
-    try:
-        # zipfile ignores what lies before and after the archive; here the file must be the archive, end to end.
-        if content[:4] != b"PK\3\4" or content[-22:-18] != b"PK\5\6":
-            raise ValueError("not one whole zip archive")
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            members = archive.zip.infolist()
-            if min(member.header_offset for member in members) != 0:
-                raise ValueError("other bytes before the zip archive")
-            if sum(member.file_size for member in members) > LARGEST_FILE:
-                raise ValueError(f"more than {LARGEST_FILE} bytes once unpacked")
-            # Before any array: zipfile compares checksums at the end of a member, and a damaged numpy header can
-            # make the array end earlier.
-            if damaged := archive.zip.testzip():
-                raise ValueError(f"{damaged} with a wrong checksum")
-            if missing := [field for field in fields if field not in archive.files]:
-                raise ValueError(f"no array {', '.join(missing)}")
-            return {field: archive[field] for field in fields}
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for a bad file; all mean the same here
-        expected = f"an npz file with arrays {', '.join(fields)} and nothing pickled"
-        raise data_error(path, expected, f"{type(error).__name__}: {error}", way_out) from error
-
-
-def _regression_table(
-    arrays: Mapping[str, np.ndarray], path: Path, way_out: str
-) -> tuple[Tensor, Tensor]:
-    """Return x (N, D) and y (N,) in double precision, after checking the layout of all four arrays."""
-    rows = len(arrays["x"]) if arrays["x"].ndim else 0
-    splits, real, whole = _UCI_SPLITS, "fiu", "iu"  # real and whole: kinds of numpy dtypes
-    layout = (
-        ("x", 2, rows, real),
-        ("y", 1, rows, real),
-        ("train", 2, splits, whole),
-        ("test", 2, splits, whole),
+    for quantity, values in computed.items():
+        require_finite(values.float(), f"{file.path}: {quantity}", file.hint)
+    return Dataset(
+        name=name,
+        x_train=x[train],
+        y_train=y[train],
+        x_test=x[test],
+        y_test=y[test],
+        x_mean=x_moments.mean.float(),
+        x_std=x_moments.std.float(),
+        y_mean=y_moments.mean.item(),
+        y_std=y_moments.std.item(),
     )
-    for field, ndim, length, kinds in layout:
+
+
+def _require_name(name: str) -> None:
+    if name in UCI_SETS:
+        return
+    by_folded_name = {known.casefold(): known for known in UCI_SETS}
+    nearest = difflib.get_close_matches(str(name).casefold(), by_folded_name, n=1, cutoff=0.3)
+    hint = "Choose one of these."
+    if nearest:
+        hint = f"Did you mean {by_folded_name[nearest[0]]!r}?"
+    raise data_error("name", f"one of {', '.join(UCI_SETS)}", repr(name), hint)
+
+
+def _read_npz(file: DataPath) -> _Arrays:
+    """Read the four arrays; the file must be one whole zip archive, undamaged."""
+    content = read_data_file(file.path, file.hint)
+    try:
+        _require_whole_archive(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            _require_sound_members(archive)
+            return {field: archive[field] for field in _FIELDS}
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for a bad file
+        expected = f"an npz file with arrays {', '.join(_FIELDS)} and nothing pickled"
+        received = f"{type(error).__name__}: {error}"
+        raise data_error(file.path, expected, received, file.hint) from error
+
+
+def _require_whole_archive(content: bytes) -> None:
+    # zipfile ignores bytes before and after the archive; here the archive must be the whole file
+    if content[:4] != b"PK\3\4" or content[-22:-18] != b"PK\5\6":
+        raise ValueError("not one whole zip archive")
+
+
+def _require_sound_members(archive: np.lib.npyio.NpzFile) -> None:
+    """Refuse surplus bytes, too many of them, wrong checksums, and a missing array."""
+    members = archive.zip.infolist()
+    if min(member.header_offset for member in members) != 0:
+        raise ValueError("other bytes before the zip archive")
+    if sum(member.file_size for member in members) > LARGEST_FILE:
+        raise ValueError(f"more than {LARGEST_FILE} bytes once unpacked")
+    # Before any array is read: zipfile compares checksums at the end of a member, and a damaged
+    # numpy header can make the array end earlier.
+    damaged = archive.zip.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} with a wrong checksum")
+    missing = [field for field in _FIELDS if field not in archive.files]
+    if missing:
+        raise ValueError(f"no array {', '.join(missing)}")
+
+
+def _require_layout(arrays: _Arrays, file: DataPath) -> None:
+    """Refuse arrays of other dtypes and shapes than described in :func:`uci`."""
+    rows = len(arrays["x"]) if arrays["x"].ndim else 0
+    layouts = {
+        "x": _Layout(2, rows, _REAL),
+        "y": _Layout(1, rows, _REAL),
+        "train": _Layout(2, _SPLITS, _INTEGER),
+        "test": _Layout(2, _SPLITS, _INTEGER),
+    }
+    for field, layout in layouts.items():
         array = arrays[field]
-        if (
-            array.ndim != ndim
-            or len(array) != length
-            or array.size == 0
-            or array.dtype.kind not in kinds
-        ):
-            numbers = "integers" if kinds == whole else "real numbers"
-            expected = f"{numbers} along {ndim} axes, {length} along the first"
+        if not _has_layout(array, layout):
+            numbers = "integers" if layout.kinds == _INTEGER else "real numbers"
             raise data_error(
-                f"{path}: {field}", expected, f"{array.dtype} of shape {array.shape}", way_out
+                f"{file.path}: {field}",
+                f"{numbers} along {layout.ndim} axes, {layout.length} along the first",
+                f"{array.dtype} of shape {array.shape}",
+                file.hint,
             )
-    with np.errstate(all="ignore"):  # what overflows becomes infinite, and is reported as such
-        x, y = (torch.from_numpy(arrays[field].astype(np.float64)) for field in ("x", "y"))
-    require_finite(x, f"{path}: x", way_out)
-    require_finite(y, f"{path}: y", way_out)
-    return x, y
 
 
-def _split_rows(
-    arrays: Mapping[str, np.ndarray], split: int, path: Path, way_out: str
-) -> tuple[Tensor, Tensor]:
-    train, test = arrays["train"][split], arrays["test"][split]
+def _has_layout(array: npt.NDArray[np.generic], layout: _Layout) -> bool:
+    if array.ndim != layout.ndim or array.dtype.kind not in layout.kinds:
+        return False
+    return len(array) == layout.length and array.size > 0
+
+
+def _as_double(arrays: _Arrays, field: str, file: DataPath) -> Tensor:
+    """Return an array in double precision, after a check that it is finite."""
+    with np.errstate(all="ignore"):  # a number that overflows becomes infinite and is reported
+        values = torch.from_numpy(arrays[field].astype(np.float64))
+    require_finite(values, f"{file.path}: {field}", file.hint)
+    return values
+
+
+def _rows_of_split(arrays: _Arrays, split: int, file: DataPath) -> tuple[Tensor, Tensor]:
+    """Return the training and the test rows of a split, after a check that they are disjoint."""
+    train = arrays["train"][split].astype(np.int64)
+    test = arrays["test"][split].astype(np.int64)
     rows, counts = np.unique(np.concatenate([train, test]), return_counts=True)
+    subject = f"{file.path}: train and test"
     if rows[0] < 0 or rows[-1] >= len(arrays["x"]):
-        found = f"{rows[0]} to {rows[-1]} in split {split}"
-        raise data_error(
-            f"{path}: train and test", f"rows from 0 to {len(arrays['x']) - 1}", found, way_out
-        )
+        received = f"{rows[0]} to {rows[-1]} in split {split}"
+        raise data_error(subject, f"rows from 0 to {len(arrays['x']) - 1}", received, file.hint)
     if counts.max() > 1:
-        found = f"row {rows[counts.argmax()]} more than once in split {split}"
-        raise data_error(f"{path}: train and test", "disjoint rows", found, way_out)
-    return torch.from_numpy(train.astype(np.int64)), torch.from_numpy(test.astype(np.int64))
+        received = f"row {rows[counts.argmax()]} more than once in split {split}"
+        raise data_error(subject, "disjoint rows", received, file.hint)
+    return torch.from_numpy(train), torch.from_numpy(test)
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(values: Tensor) -> _Moments:
     std = values.std(0, correction=0)
-    # The computed deviation of a constant column may be 1e-16, not 0: dividing by it would blow up rounding errors.
-    constant = values.amin(0) == values.amax(0)
-    return values.mean(0), torch.where(constant, torch.ones_like(std), std)
+    # The computed deviation of a constant column may be 1e-16 rather than 0; dividing by it would
+    # magnify rounding errors.
+    is_constant = values.amin(0) == values.amax(0)
+    return _Moments(values.mean(0), torch.where(is_constant, torch.ones_like(std), std))

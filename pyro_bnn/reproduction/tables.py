@@ -20,8 +20,15 @@ from torch import Tensor, nn
 from pyro_bnn import compression
 from pyro_bnn.compression.pruning.pruned_network import Pruned
 from pyro_bnn.compression.pruning.restriction import restrict
-from pyro_bnn.datasets import cifar10, cifar10_jpeg, hold_out, mnist, with_random_labels
-from pyro_bnn.datasets.base import Dataset, data_folder
+from pyro_bnn.datasets import (
+    Dataset,
+    cifar10,
+    cifar10_jpeg,
+    data_folder,
+    hold_out,
+    mnist,
+    with_random_labels,
+)
 from pyro_bnn.metrics import error_of
 from pyro_bnn.models import VGG, LeNet5, LeNet300100, vgg
 from pyro_bnn.runtime.tensor_files import write_atomically

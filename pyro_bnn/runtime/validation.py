@@ -1,4 +1,6 @@
-"""Checks of data that a person passes in."""
+"""Checks of the data that a caller passes in."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -17,87 +19,97 @@ __all__ = [
 
 
 class DataError(ValueError):
-    """Raised for data that is missing, unreadable, corrupted, or not what it should be.
+    """Raised for data that is missing, unreadable, corrupted, or of an unexpected kind.
 
-    The text names the file or field, what was expected, what was found, and what to do about it.
+    The message names the file or field, what was expected, what was found, and what to do.
     """
 
 
 def validate(x: Tensor, y: Tensor, classes: int | None = None) -> None:
-    """Check that inputs x (n, ...) and targets y (n, ...) can be trained on; with `classes`, that y (n,) holds labels.
+    """Check that inputs and targets can be trained on.
 
-    Raises `DataError` if x or y is no tensor, is empty, differs in length from the other, or holds a number that is
-    not finite; with `classes`, also if y is not a vector of integers in 0..classes-1.
+    Args:
+        x: Inputs (n, ...).
+        y: Targets (n, ...); labels (n,) if ``classes`` is given.
+        classes: The number of classes, or ``None`` for regression.
 
-    >>> validate(torch.zeros(3, 2), torch.tensor([0, 4, 1]), classes=3)
-    Traceback (most recent call last):
-        ...
-    pyro_bnn.runtime.validation.DataError: y: expected labels from 0 to 2, found 4 at index 1. Number the classes from 0.
+    Raises:
+        DataError: If x or y is not a tensor, is empty, differs in length from the other, or
+            contains NaN or infinity. With ``classes``, also if y is not a vector of integers from
+            0 to ``classes - 1``.
+
+    Example:
+        >>> validate(torch.zeros(3, 2), torch.tensor([0, 4, 1]), classes=3)
+        Traceback (most recent call last):
+            ...
+        pyro_bnn.runtime.validation.DataError: y: expected labels from 0 to 2, found 4 at index 1. \
+Number the classes from 0.
     """
-    for name, values in (("x", x), ("y", y)):
-        if not isinstance(values, Tensor):
-            raise data_error(
-                name, "a tensor", type(values).__name__, "Convert it with torch.as_tensor."
-            )
-        if values.ndim == 0 or values.numel() == 0:
-            raise data_error(
-                name,
-                "at least one example",
-                f"shape {tuple(values.shape)}",
-                "Examples lie along axis 0.",
-            )
+    _require_examples("x", x)
+    _require_examples("y", y)
     if len(x) != len(y):
-        raise data_error(
-            "x and y",
-            "equal lengths",
-            f"{len(x)} and {len(y)}",
-            "Pass one target for each example.",
-        )
+        hint = "Pass one target for each example."
+        raise data_error("x and y", "equal lengths", f"{len(x)} and {len(y)}", hint)
     require_finite(x, "x", "Remove or fill in these examples.")
     require_finite(y, "y", "Remove these examples.")
-    if classes is None:
-        return
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise data_error(
-            "y", f"integer labels of {classes} classes", str(y.dtype), "Convert them with y.long()."
-        )
-    if y.ndim != 1:
-        way_out = "Use y.squeeze(1) for a column, y.argmax(1) for one-hot rows."
-        raise data_error("y", f"labels of shape ({len(x)},)", f"shape {tuple(y.shape)}", way_out)
-    require_labels(y, classes, "y", "Number the classes from 0.")
+    if classes is not None:
+        _require_label_vector(y, classes)
 
 
-def data_error(what: str | Path, expected: str, found: str, way_out: str) -> DataError:
-    """Return the error that names what was expected, what was found, and the remedy."""
-    return DataError(f"{what}: expected {expected}, found {found}. {way_out}")
+def data_error(subject: str | Path, expected: str, received: str, hint: str) -> DataError:
+    """Return the error that names what was expected, what was found, and what to do.
+
+    Args:
+        subject: The file or field that is wrong.
+        expected: What it should hold.
+        received: What it holds.
+        hint: What to do; a whole sentence.
+    """
+    return DataError(f"{subject}: expected {expected}, found {received}. {hint}")
 
 
-def require_finite(values: Tensor, what: str, way_out: str) -> None:
+def require_finite(values: Tensor, subject: str, hint: str) -> None:
     """Raise :class:`DataError` at the first NaN or infinity."""
     if torch.isfinite(values.sum()):  # one cheap pass: a sum is finite only if every term is
         return
-    bad = (~torch.isfinite(values)).nonzero()
-    if len(bad):
-        found = f"{values[tuple(bad[0])].item()} at index {bad[0].tolist()} ({len(bad)} of {values.numel()} are not)"
-        raise data_error(what, "finite numbers", found, way_out)
+    places = (~torch.isfinite(values)).nonzero()
+    if len(places):  # otherwise the sum alone has overflowed
+        value, index = values[tuple(places[0])].item(), places[0].tolist()
+        received = f"{value} at index {index} ({len(places)} of {values.numel()} are not)"
+        raise data_error(subject, "finite numbers", received, hint)
 
 
-def require_labels(labels: Tensor, classes: int, what: str | Path, way_out: str) -> None:
+def require_labels(labels: Tensor, classes: int, subject: str | Path, hint: str) -> None:
     """Raise :class:`DataError` at the first label outside 0..classes-1."""
     outside = ((labels.long() < 0) | (labels.long() >= classes)).nonzero()
     if len(outside):
-        first = int(outside[0])
-        raise data_error(
-            what,
-            f"labels from 0 to {classes - 1}",
-            f"{labels[first].item()} at index {first}",
-            way_out,
-        )
+        index = int(outside[0])
+        received = f"{labels[index].item()} at index {index}"
+        raise data_error(subject, f"labels from 0 to {classes - 1}", received, hint)
 
 
 def require_index(name: str, value: int, stop: int) -> None:
     """Raise :class:`DataError` unless a value is an integer in 0..stop-1."""
     if not isinstance(value, int | np.integer) or not 0 <= value < stop:
-        raise data_error(
-            name, f"an integer from 0 to {stop - 1}", repr(value), "Pass one of these."
-        )
+        hint = "Pass one of these."
+        raise data_error(name, f"an integer from 0 to {stop - 1}", repr(value), hint)
+
+
+def _require_examples(name: str, values: Tensor) -> None:
+    """Refuse what is not a tensor, and a tensor without examples."""
+    if not isinstance(values, Tensor):
+        hint = "Convert it with torch.as_tensor."
+        raise data_error(name, "a tensor", type(values).__name__, hint)
+    if values.ndim == 0 or values.numel() == 0:
+        hint = "Examples lie along axis 0."
+        raise data_error(name, "at least one example", f"shape {tuple(values.shape)}", hint)
+
+
+def _require_label_vector(y: Tensor, classes: int) -> None:
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        expected = f"integer labels of {classes} classes"
+        raise data_error("y", expected, str(y.dtype), "Convert them with y.long().")
+    if y.ndim != 1:
+        hint = "Use y.squeeze(1) for a column, y.argmax(1) for one-hot rows."
+        raise data_error("y", f"labels of shape ({len(y)},)", f"shape {tuple(y.shape)}", hint)
+    require_labels(y, classes, "y", "Number the classes from 0.")

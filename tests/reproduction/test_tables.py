@@ -60,7 +60,7 @@ def test_a_class_is_not_held_out_altogether():
     whole = digits()
     order = whole.y_train.argsort()
     ordered = dataclasses.replace(whole, x_train=whole.x_train[order], y_train=whole.y_train[order])
-    with pytest.raises(ValueError, match="the last 200 examples are all that there are of class 9"):
+    with pytest.raises(ValueError, match="the last 200 training examples are all there are of class 9"):
         hold_out(ordered, 200)
 
 
@@ -253,7 +253,7 @@ def test_every_network_has_its_data(monkeypatch, tmp_path):
         raise DataError("damaged")
 
     monkeypatch.setattr(tables, "mnist", lambda _: digits())
-    with pytest.raises(ValueError, match=r"hold-out: .*1437 .*5000"):
+    with pytest.raises(ValueError, match=r"hold_out: .*1437 .*5000"):
         tables.data_for("lenet-5", None)
     monkeypatch.setattr(tables, "cifar10", damaged)
     monkeypatch.setattr(tables, "cifar10_jpeg", lambda _: "the copy")

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from pyro_bnn import compression
-from pyro_bnn.datasets import base as data
+from pyro_bnn import compression, datasets
 from pyro_bnn.metrics import error_of
 
 RECORDS = Path(__file__).parents[3] / "benchmarks" / "records"
@@ -47,8 +46,8 @@ def test_a_record_is_as_small_as_claimed(name, claim):
 @pytest.mark.parametrize(("name", "claim"), CLAIMS.items(), ids=CLAIMS)
 def test_a_record_is_as_accurate_as_claimed(name, claim):
     try:
-        mnist = data.mnist()
-    except data.DataError:
+        mnist = datasets.mnist()
+    except datasets.DataError:
         pytest.skip("MNIST is not available")
     wrong = 10_000 * error_of(compression.load(RECORDS / name), mnist.test)
     assert wrong <= claim.wrong + 0.5

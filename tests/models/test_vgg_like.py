@@ -1,15 +1,11 @@
-"""The VGG-like network has its published size, takes group priors from a trained start, and is pruned; CIFAR-10."""
+"""The VGG-like network has its published size, and group priors prune a trained one."""
 
-import io
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pyro_bnn import DataError, fit, linear_warmup, priors
+from pyro_bnn import fit, linear_warmup, priors
 from pyro_bnn.compression import prune
-from pyro_bnn.datasets import cifar, cifar10, cifar10_jpeg
 from pyro_bnn.guides import GroupHorseshoe, GroupNormalJeffreys
 from pyro_bnn.models import VGG, vgg
 
@@ -18,7 +14,7 @@ def weights(net):
     return [p for p in net.parameters() if p.dim() > 1]
 
 
-def test_it_has_its_published_size():
+def test_vgg_has_its_published_size():
     with torch.device("meta"):
         net = VGG()
     assert sum(p.numel() for p in weights(net)) == 14_977_728
@@ -26,7 +22,7 @@ def test_it_has_its_published_size():
     assert sum(isinstance(layer, nn.MaxPool2d) for layer in net.modules()) == 5
 
 
-def test_sizes_are_arguments():
+def test_width_size_channels_and_classes_of_vgg_are_arguments():
     assert VGG(width=1 / 16)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     net = VGG(width=1 / 16, size=64, channels=1, outputs=4)
     assert net(torch.randn(2, 1, 64, 64)).shape == (2, 4)
@@ -38,7 +34,7 @@ def test_sizes_are_arguments():
         VGG(width=0.001)
 
 
-def test_the_model_takes_a_trained_network():
+def test_the_model_starts_from_a_trained_network():
     net = VGG(width=1 / 16)
     model = vgg(100, net=net)
     assert len(model.names) == 15
@@ -95,7 +91,7 @@ def accuracy(net, x, y):
         (priors.Horseshoe(1e-3, decomposed=True), GroupHorseshoe, "negative_log_mode"),
     ],
 )
-def test_group_priors_take_a_trained_network_on_and_prune_it(start, prior, kind, measure):
+def test_group_priors_prune_a_trained_network(start, prior, kind, measure):
     x, y = images()
     x_test, y_test = images(seed=1)
     assert accuracy(start, x_test, y_test) > 0.95
@@ -134,87 +130,3 @@ def test_group_priors_take_a_trained_network_on_and_prune_it(start, prior, kind,
     with torch.no_grad():
         outputs, expected = pruned.module(x_test), pruned.masked.eval()(x_test)
     assert torch.allclose(outputs, expected, rtol=1e-3, atol=1e-4)
-
-
-# --- CIFAR-10
-
-
-def jpeg(colour):
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), colour).save(file, "JPEG", quality=95)
-    return np.frombuffer(file.getvalue(), np.uint8)
-
-
-def write_jpegs(path, change=None):
-    files = [jpeg(colour) for colour in ((200, 0, 100), (0, 200, 100), (100, 100, 100))]
-    arrays = {}
-    for part, chosen in (("train", files), ("test", files[:1])):
-        arrays |= {
-            f"{part}_bytes": np.concatenate(chosen),
-            f"{part}_lengths": np.array([len(file) for file in chosen], np.int32),
-            f"{part}_labels": np.arange(len(chosen), dtype=np.uint8),
-        }
-    np.savez(path / "cifar10-jpeg.npz", **{**arrays, **(change or {})})
-
-
-def test_jpegs_are_decoded_and_scaled(tmp_path):
-    write_jpegs(tmp_path)
-    data = cifar10_jpeg(tmp_path)
-    assert data.x_train.shape == (3, 3, 32, 32)
-    assert data.x_test.shape == (1, 3, 32, 32)
-    assert (
-        sorted(data.y_train.tolist()) == [0, 1, 2] != data.y_train.tolist()
-    )  # the file is in order of its classes
-    assert torch.equal(data.y_train, cifar10_jpeg(tmp_path).y_train)
-    assert data.classes == 10
-    assert data.x_train.mean((0, 2, 3)).abs().max() < 1e-5
-    assert torch.allclose(
-        data.x_train[:, :2].std((0, 2, 3), correction=0), torch.ones(2), atol=1e-4
-    )
-    pixels = data.x_train * data.x_std + data.x_mean
-    expected = torch.tensor([[200.0, 0, 100], [0, 200, 100], [100, 100, 100]])
-    assert (pixels.mean((2, 3)) - expected[data.y_train]).abs().max() < 3  # what JPEG changes
-    assert torch.equal(data.x_test, data.x_train[data.y_train == 0])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"train_lengths": np.array([10, 20, 30], np.int32)},
-        {"train_lengths": np.array([5], np.int32)},
-        {"test_labels": np.array([11], np.uint8)},
-        {"test_bytes": np.zeros(7, np.uint8), "test_lengths": np.array([7], np.int32)},
-        {"train_labels": np.array([{}], object)},
-    ],
-)
-def test_damaged_files_are_refused(tmp_path, change):
-    write_jpegs(tmp_path, change)
-    with pytest.raises(DataError, match=r"cifar10-jpeg\.npz: expected"):
-        cifar10_jpeg(tmp_path)
-    with pytest.raises(DataError, match="cifar-10-binary"):
-        cifar10(tmp_path)
-    (tmp_path / "cifar10-jpeg.npz").unlink()
-    with pytest.raises(DataError, match=r"cifar10-jpeg\.npz"):
-        cifar10_jpeg(tmp_path)
-
-
-def test_the_binary_version_is_read(tmp_path, monkeypatch):
-    assert cifar._RECORDS == 10_000
-    monkeypatch.setattr(cifar, "_RECORDS", 40)  # the real files have 30 MB each
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 256, (40, 3073), dtype=np.uint8)
-    first[:, 0] %= 10
-    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
-        (folder / name).write_bytes(first.tobytes())
-    data = cifar10(tmp_path)
-    assert data.x_train.shape == (200, 3, 32, 32)
-    assert torch.equal(data.y_test, torch.from_numpy(first[:, 0]).long())
-    pixels = data.x_test[7] * data.x_std + data.x_mean
-    assert torch.allclose(pixels.flatten(), torch.from_numpy(first[7, 1:]).float(), atol=1e-3)
-    (folder / "test_batch.bin").write_bytes(first.tobytes()[:-1])
-    with pytest.raises(DataError, match="40 records of 3073 bytes, found 122919"):
-        cifar10(tmp_path)
