@@ -183,7 +183,7 @@ class FloatCode:
         place = 0
         while place < len(_COMMON_FLOATS) and pack(">d", _COMMON_FLOATS[place]) != bits:
             place += 1
-        place = state.numbers.code(coder, place, "number")
+        place = state.numbers.code(coder, place, "float")
         if place < len(_COMMON_FLOATS):
             return _COMMON_FLOATS[place]
         integer = coder.bits(int.from_bytes(bits, "big"), 64)

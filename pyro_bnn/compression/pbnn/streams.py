@@ -153,7 +153,7 @@ class Reader:
             if self.meter is not None:
                 self.meter.add(8 * pending.size)
         else:
-            _put(patterns, nonzero.indices, torch.tensor(values, dtype=patterns.dtype))
+            _put(patterns, nonzero.indices, _as_tensor(values, patterns.dtype))
         self.state.section = "graph"
         return patterns.view(dtype).reshape(*shape)
 
@@ -193,6 +193,16 @@ class Reader:
             values = torch.frombuffer(raw, dtype=pending.patterns.dtype)
             _put(pending.patterns, pending.indices, values)
             end += pending.size
+
+
+def _as_tensor(patterns: list[int], dtype: torch.dtype) -> Tensor:
+    """Return bit patterns as a tensor; a codebook of another layer may have wider ones."""
+    try:
+        return torch.tensor(patterns, dtype=dtype)
+    except RuntimeError as error:
+        raise FormatError(
+            f"expected bit patterns of type {dtype}, found a codebook with wider ones"
+        ) from error
 
 
 def _put(patterns: Tensor, indices: Sequence[int], values: Tensor) -> None:

@@ -104,7 +104,7 @@ def mutated(generator, data):
 
 
 @pytest.mark.parametrize(
-    ("first", "count"), [(0, 1000), pytest.param(1000, 9000, marks=pytest.mark.slow)]
+    ("first", "count"), [(0, 400), pytest.param(400, 9600, marks=pytest.mark.slow)]
 )
 def test_damaged_files_end_in_one_error_or_in_a_network_of_the_format(first, count):
     """With the correct checksum damage may give a network, but only of the format's operations."""
@@ -131,3 +131,28 @@ def test_damaged_files_end_in_one_error_or_in_a_network_of_the_format(first, cou
                 assert type(decoded.get_submodule(node.target)) in LAYERS
     assert count / 100 < networks < count / 2
     assert slowest < 2
+
+
+def test_a_codebook_whose_numbers_are_too_wide_for_another_layer_is_an_error():
+    """A float16 layer that uses the codebook of a float32 layer before it."""
+    coder, state = RangeEncoder(), State()
+
+    def code_head(number_type, widths, previous):
+        code_operation(coder, state, 0, previous)
+        for value, context in [(0, "back"), *((0, "again"),) * (previous >= 0)]:
+            state.numbers.code(coder, value, context)
+        state.numbers.code(coder, number_type, "type")
+        for value, context in [*widths, (1, "no bias"), (0, ("positions", "weight"))]:
+            state.numbers.code(coder, value, context)
+        state.numbers.code(coder, 0, ("values", "weight"))
+
+    code_head(0, [(1, "width"), (1, "width")], -1)
+    for value, context in [(0, "levels"), (0, "fixed"), (0, ("scale", False))]:
+        state.numbers.code(coder, value, context)
+    state.numbers.signed(coder, 1 << 20, "lowest")
+    code_head(2, [(0, "other width"), (1, "width")], 0)
+    state.numbers.code(coder, 1, "codebook")
+    code_operation(coder, state, 2, 0)
+    state.numbers.code(coder, 0, "back")
+    with pytest.raises(FormatError, match="a codebook with wider ones"):
+        decode(checked(b"PB\1" + coder.finish()))
