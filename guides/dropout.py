@@ -17,7 +17,7 @@ from pyro_bnn.network import BayesianNet
 
 from .factorized import Factorized
 from .families import as_event
-from .latent import LatentSite, real_sites
+from .latent import LatentSite, latent_sites, require_real_sites
 
 __all__ = ["BernoulliDropout", "GaussianDropout"]
 
@@ -49,7 +49,8 @@ class BernoulliDropout(Factorized):
     def __init__(self, model: BayesianNet, rate: float | Mapping[str, float] = 0.5) -> None:
         if not isinstance(rate, Mapping):
             rate = {"*": rate}
-        sites = real_sites("BernoulliDropout", model)
+        sites = latent_sites("BernoulliDropout", model)
+        require_real_sites("BernoulliDropout", sites)
         for pattern in rate:
             if not fnmatch.filter(sites, pattern):
                 raise ValueError(
@@ -134,8 +135,10 @@ class GaussianDropout(Factorized):
                 "GaussianDropout: expected learn to be 'weight', 'unit', 'layer' or None, "
                 f"got {learn!r}"
             )
+        sites = latent_sites("GaussianDropout", model)
+        require_real_sites("GaussianDropout", sites)
         families = {}
-        for name, site in real_sites("GaussianDropout", model).items():
+        for name, site in sites.items():
             families[name] = MultiplicativeNoise(site, alpha, learn, cap)
         super().__init__(families)
 

@@ -19,6 +19,7 @@ from torch.distributions import Independent
 from pyro_bnn.posterior.scale_mixture_moments import weight_moments
 from pyro_bnn.variational.guide import Moments
 
+from .families import as_event
 from .latent import Plate
 
 __all__ = ["Factorized"]
@@ -87,8 +88,7 @@ def _in_plate(q: dist.TorchDistribution, plate: Plate) -> dist.TorchDistribution
         base = q.base_dist
     axes = len(q.batch_shape) + len(q.event_shape)
     batch_axes = max(-plate.dim, len(q.batch_shape))
-    in_plate: dist.TorchDistribution = base.to_event(axes - batch_axes)  # type: ignore[no-untyped-call]
-    return in_plate
+    return as_event(base, axes - batch_axes)
 
 
 def _add_family(tree: nn.Module, name: str, family: nn.Module) -> None:

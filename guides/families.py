@@ -53,13 +53,19 @@ class LogNormal(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        scale = self.log_scale.exp()
-        return as_event(dist.LogNormal(self.loc, scale, validate_args=False))  # type: ignore[no-untyped-call]
+        q = dist.LogNormal(  # type: ignore[no-untyped-call]
+            self.loc, self.log_scale.exp(), validate_args=False
+        )
+        return as_event(q)
 
 
-def as_event(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
-    """Return a distribution of independent elements as a distribution of one event."""
-    event: dist.TorchDistribution = distribution.to_event(len(distribution.batch_shape))  # type: ignore[no-untyped-call]
+def as_event(
+    distribution: dist.TorchDistribution, axes: int | None = None
+) -> dist.TorchDistribution:
+    """Return a distribution with its last batch axes, by default all, as one event."""
+    if axes is None:
+        axes = len(distribution.batch_shape)
+    event: dist.TorchDistribution = distribution.to_event(axes)  # type: ignore[no-untyped-call]
     return event
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ __all__ = [
     "Plate",
     "elementwise_support",
     "latent_sites",
-    "real_sites",
+    "require_real_sites",
     "slab_widths",
 ]
 
@@ -46,7 +47,7 @@ class LatentSite(NamedTuple):
     """
 
     initial: Tensor
-    support: Constraint
+    support: Constraint | None
     group_dim: int | None
     plates: tuple[Plate, ...] = ()
 
@@ -74,7 +75,14 @@ def latent_sites(guide: str, model: Program, *args: Any, **kwargs: Any) -> dict[
         for weight in model.sites:
             group_dims[weight.name] = weight.group_dim
     else:
-        trace = _prior_trace(guide, model, args, kwargs)
+        try:
+            inspect.signature(model).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"{guide}: a hand-written Pyro program needs example arguments, "
+                f"{guide}(model, x, y): {error}"
+            ) from error
+        trace = _prior_trace(functools.partial(model, *args, **kwargs))
     sites = {}
     for name, site in sample_sites(trace):
         if not site["is_observed"]:
@@ -95,18 +103,9 @@ def _initial_trace(model: BayesianNet) -> Trace:
         return poutine.trace(model.initialize).get_trace()
 
 
-def _prior_trace(
-    guide: str, model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Trace:
-    try:
-        inspect.signature(model).bind(*args, **kwargs)
-    except TypeError as error:
-        raise ValueError(
-            f"{guide}: a hand-written Pyro program needs example arguments, "
-            f"{guide}(model, x, y): {error}"
-        ) from error
+def _prior_trace(program: Program) -> Trace:
     with torch.no_grad(), pyro.get_param_store().scope():  # leave the caller's store unchanged
-        return poutine.trace(model).get_trace(*args, **kwargs)
+        return poutine.trace(program).get_trace()
 
 
 def _plates_of(guide: str, name: str, site: Site) -> tuple[Plate, ...]:
@@ -117,25 +116,22 @@ def _plates_of(guide: str, name: str, site: Site) -> tuple[Plate, ...]:
                 f"{guide}: site {name!r} lies in a subsampled plate; its posterior depends on "
                 "the examples. Write its guide by hand, as a function of the examples"
             )
-        if frame.vectorized:
+        if frame.dim is not None:
             plates.append(Plate(frame.name, frame.size, frame.dim))
     return tuple(plates)
 
 
-def real_sites(guide: str, model: Program, *args: Any, **kwargs: Any) -> dict[str, LatentSite]:
-    """Return the latent sites of a model, for a guide that supports real sites only.
+def require_real_sites(guide: str, sites: Mapping[str, LatentSite]) -> None:
+    """Check that all sites are real, for a guide that supports no others.
 
     Args:
         guide: name of the guide, for the error.
-        model: as for :func:`latent_sites`.
-        args: likewise.
-        kwargs: likewise.
+        sites: the latent sites of the model.
 
     Raises:
-        ValueError: if the support of a latent site is not the real line, as that of the scales of a
+        ValueError: if the support of a site is not the real line, as that of the scales of a
             horseshoe or of an inferred noise.
     """
-    sites = latent_sites(guide, model, *args, **kwargs)
     for name, site in sites.items():
         if elementwise_support(site.support) is not constraints.real:
             raise ValueError(
@@ -143,12 +139,13 @@ def real_sites(guide: str, model: Program, *args: Any, **kwargs: Any) -> dict[st
                 "Use MeanField, or a prior on the weights themselves and a noise scale that is "
                 "known or learned"
             )
-    return sites
 
 
-def elementwise_support(support: Constraint) -> Constraint:
+def elementwise_support(support: Constraint | None) -> Constraint | None:
     """Return the support of one element of a site."""
-    while hasattr(support, "base_constraint"):  # that of independent elements, or of a mixture
+    while support is not None and hasattr(
+        support, "base_constraint"
+    ):  # of independent elements, or of a mixture
         support = support.base_constraint
     return support
 

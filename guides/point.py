@@ -12,7 +12,7 @@ from pyro_bnn.runtime.program import Program
 
 from .factorized import Factorized
 from .families import as_event
-from .latent import real_sites
+from .latent import latent_sites, require_real_sites
 
 __all__ = ["PointEstimate", "PointUnits"]
 
@@ -38,8 +38,10 @@ class PointEstimate(Factorized):
     """
 
     def __init__(self, model: Program, *args: Any, **kwargs: Any) -> None:
+        sites = latent_sites("PointEstimate", model, *args, **kwargs)
+        require_real_sites("PointEstimate", sites)
         families = {}
-        for name, site in real_sites("PointEstimate", model, *args, **kwargs).items():
+        for name, site in sites.items():
             families[name] = PointMass(site.initial)
         super().__init__(families)
 

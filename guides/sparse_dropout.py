@@ -11,7 +11,7 @@ from pyro_bnn.network import BayesianNet
 
 from .factorized import Factorized
 from .families import as_event
-from .latent import real_sites
+from .latent import latent_sites, require_real_sites
 
 __all__ = ["SparseVariationalDropout"]
 
@@ -61,8 +61,10 @@ class SparseVariationalDropout(Factorized):
         clip: float | None = 8.0,
         mask: float | None = 3.0,
     ) -> None:
+        sites = latent_sites("SparseVariationalDropout", model)
+        require_real_sites("SparseVariationalDropout", sites)
         families = {}
-        for name, site in real_sites("SparseVariationalDropout", model).items():
+        for name, site in sites.items():
             families[name] = AdditiveNoise(site.initial, init_log_variance, clip, mask)
         super().__init__(families)
 

@@ -128,9 +128,9 @@ class TruncatedNoise(nn.Module):
         )
 
 
-def _bounds(support: Constraint) -> Bounds | None:
+def _bounds(support: Constraint | None) -> Bounds | None:
     """Return the bounds of an interval, ``None`` for another support."""
-    support = elementwise_support(support)
-    if type(support) is not type(constraints.unit_interval):
+    interval = elementwise_support(support)
+    if type(interval) is not type(constraints.unit_interval):
         return None
-    return Bounds(support.lower_bound, support.upper_bound)
+    return Bounds(interval.lower_bound, interval.upper_bound)

@@ -203,7 +203,9 @@ class DeferredSample(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in METADATA:
-            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+            return super().__torch_function__(  # type: ignore[no-untyped-call]
+                func, types, args, kwargs
+            )
         operation = OPERATIONS.get(func)
         if operation is not None and kwargs.keys() <= operation.keywords:
             result = operation.rule(*args, **kwargs)
@@ -243,7 +245,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {}
 """The operations that have a rule; all others materialize their arguments."""
 
 
-def implements(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+def implements(*functions: Callable[..., Tensor]) -> Callable[[Rule], Rule]:
     """Register a rule for functions of torch, as a decorator.
 
     The rule has the parameters of the function, by the same names. It returns ``None`` where it
@@ -259,40 +261,41 @@ def implements(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
     return register
 
 
-def getter(attribute: str) -> Callable[[Tensor], Any]:
-    """Return the function by which torch reads an attribute of a tensor, such as ``shape``."""
-    function: Callable[[Tensor], Any] = getattr(Tensor, attribute).__get__
+def getter(attribute: str) -> Callable[[Tensor], Tensor]:
+    """Return the function by which torch reads an attribute of a tensor, such as ``T``."""
+    function: Callable[[Tensor], Tensor] = getattr(Tensor, attribute).__get__
     return function
 
 
-METADATA: frozenset[Callable[..., Any]] = frozenset(
-    {
-        getter("shape"),
-        getter("dtype"),
-        getter("device"),
-        getter("layout"),
-        getter("ndim"),
-        getter("requires_grad"),
-        getter("is_leaf"),
-        getter("is_meta"),
-        getter("is_sparse"),
-        getter("is_nested"),
-        getter("is_quantized"),
-        getter("is_cuda"),
-        getter("is_mkldnn"),
-        getter("_base"),
-        Tensor.size,
-        Tensor.dim,
-        Tensor.ndimension,
-        Tensor.numel,
-        Tensor.nelement,
-        Tensor.__len__,
-        Tensor.__hash__,
-        Tensor.is_floating_point,
-        Tensor.is_complex,
-        torch.is_floating_point,
-        torch.is_complex,
-        torch.numel,
-    }
+METADATA_ATTRIBUTES = (
+    "shape",
+    "dtype",
+    "device",
+    "layout",
+    "ndim",
+    "requires_grad",
+    "is_leaf",
+    "is_meta",
+    "is_sparse",
+    "is_nested",
+    "is_quantized",
+    "is_cuda",
+    "is_mkldnn",
+    "_base",
 )
-"""The functions that read no element: they leave a sample undrawn, in whatever state it is."""
+METADATA_METHODS: tuple[Callable[..., Any], ...] = (
+    Tensor.size,
+    Tensor.dim,
+    Tensor.ndimension,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.__len__,
+    Tensor.__hash__,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+)
+METADATA = frozenset((*map(getter, METADATA_ATTRIBUTES), *METADATA_METHODS))
+"""The functions that read no element: they leave a sample in the state that it is in."""

@@ -13,8 +13,8 @@ may stay undrawn (:mod:`pyro_bnn.variational.reparameterization`), and priors ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import pyro
 import torch
@@ -33,6 +33,11 @@ from .parameters import LocalParamStore
 from .terms import Terms, terms_of_traces
 
 __all__ = ["ELBO", "ELBOEstimator", "ELBOModule"]
+
+Arguments = ParamSpec("Arguments")
+"""The arguments that a model and its guide are called with, the same for both."""
+M = TypeVar("M")
+G = TypeVar("G")
 
 
 @overload
@@ -119,7 +124,7 @@ class ELBOEstimator(pyro.infer.ELBO):
     """
 
     def __init__(self, kl_weight: float | Tensor = 1.0, num_particles: int = 1) -> None:
-        super().__init__(num_particles=num_particles)
+        super().__init__(num_particles=num_particles)  # type: ignore[no-untyped-call]
         self.kl_weight = kl_weight
         # The programs that were checked against each other, so that each pair is checked once.
         self._checked_model: Program | None = None
@@ -129,26 +134,49 @@ class ELBOEstimator(pyro.infer.ELBO):
         """Return the loss of a model and a guide as a module."""
         return ELBOModule(model, guide, self)
 
-    def terms(self, model: Program, guide: Guide, *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self,
+        model: Callable[Arguments, M],
+        guide: Callable[Arguments, G],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Terms:
         """Return the terms of one draw of the loss."""
         traces = self._get_trace(model, guide, args, kwargs)
         return terms_of_traces(traces.model, traces.guide)
 
     def differentiable_loss(
-        self, model: Program, guide: Guide, *args: Any, **kwargs: Any
+        self,
+        model: Callable[Arguments, M],
+        guide: Callable[Arguments, G],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
     ) -> Tensor:
         """Return the loss in nats, differentiable with respect to the parameters."""
         loss = self.terms(model, guide, *args, **kwargs).loss(self.kl_weight)
         for _ in range(self.num_particles - 1):
             loss = loss + self.terms(model, guide, *args, **kwargs).loss(self.kl_weight)
-        return loss / self.num_particles
+        mean: Tensor = loss / self.num_particles
+        return mean
 
-    def loss(self, model: Program, guide: Guide, *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self,
+        model: Callable[Arguments, M],
+        guide: Callable[Arguments, G],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> float:
         """Return the loss in nats as a number."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Program, guide: Guide, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self,
+        model: Callable[Arguments, M],
+        guide: Callable[Arguments, G],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> float:
         """Return the loss in nats as a number and add its gradient to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -171,7 +199,7 @@ class ELBOEstimator(pyro.infer.ELBO):
         return Traces(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
 
     def _require_match(self, model: Program, guide: Guide, traces: Traces) -> None:
-        if not is_validation_enabled():
+        if not is_validation_enabled():  # type: ignore[no-untyped-call]
             return
         if self._checked_model is model and self._checked_guide is guide:
             return
@@ -192,7 +220,7 @@ class ELBOModule(pyro.infer.elbo.ELBOModule):
     elbo: ELBOEstimator
 
     def __init__(self, model: Program, guide: Guide, elbo: ELBOEstimator) -> None:
-        super().__init__(model, guide, elbo)
+        super().__init__(model, guide, elbo)  # type: ignore[arg-type]
         self.param_store = LocalParamStore(model, guide)
 
     @property

@@ -9,10 +9,12 @@ has them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 from torch import Tensor, nn
+
+from pyro_bnn.runtime.program import Program
 
 __all__ = ["FactorizedGuide", "Guide", "GuideWithLogAlpha", "GuideWithMoments", "Moments"]
 
@@ -24,11 +26,8 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
-class Guide(Protocol):
+class Guide(Program, Protocol):
     """A Pyro program that samples every latent site of a model, called as the model is."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample the latent sites."""
 
 
 @runtime_checkable

@@ -62,7 +62,7 @@ def _require_data_not_sampled(observed_sites: Iterable[str], guide_trace: Trace)
 
 def _require_shapes_of_data(observed_sites: Mapping[str, Site]) -> None:
     for name, site in observed_sites.items():
-        expected = site["fn"].shape()
+        expected = site["fn"].batch_shape + site["fn"].event_shape
         received = site["value"].shape
         if not _broadcasts_to(received, expected):
             raise ValueError(

@@ -171,8 +171,10 @@ def _elementwise_log_prob(site: Site, value: Tensor) -> Tensor:
 
 
 def _scaled_sum(values: Tensor, site: Site) -> Tensor:
-    scaled: Tensor = scale_and_mask(values, site["scale"], site["mask"])
-    return scaled.sum()
+    weighted: Tensor = scale_and_mask(  # type: ignore[no-untyped-call]
+        values, site["scale"], site["mask"]
+    )
+    return weighted.sum()
 
 
 def _total(values: Iterable[Tensor], like: Tensor) -> Tensor:
