@@ -11,8 +11,8 @@ from pyro_bnn.metrics import interval_coverage as interval_coverage
 
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
-from .inference_data import save_netcdf as save_netcdf
 from .inference_data import summary as summary
 from .inference_data import to_arviz as to_arviz
+from .netcdf import save_netcdf as save_netcdf
 from .simulation import Simulation as Simulation
 from .simulation import simulate as simulate

@@ -1,46 +1,72 @@
 """ArviZ as it is installed: 0.x with its ``InferenceData``, or 1.x with xarray's ``DataTree``.
 
-Everything that differs between the two is here; the rest of the library knows groups of numpy arrays. ArviZ 1.x is
-three packages, of which two, ``arviz_base`` and ``arviz_stats``, serve as well without the third.
+All differences between the two are handled here; the rest of the library passes groups of numpy
+arrays. ArviZ 1.x consists of three packages, of which two, ``arviz_base`` and ``arviz_stats``, are
+used and are enough.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["bulk_ess", "to_inference_data", "mean_ess", "pareto_smoothed", "rank_rhat", "summary"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-Groups = Mapping[str, Mapping[str, np.ndarray]]
+__all__ = [
+    "Array",
+    "Groups",
+    "SmoothedWeights",
+    "bulk_ess",
+    "mean_ess",
+    "pareto_smoothed",
+    "rank_rhat",
+    "summary_table",
+    "to_inference_data",
+]
+
+Array = NDArray[Any]
+Groups = Mapping[str, Mapping[str, Array]]
+
+
+class SmoothedWeights(NamedTuple):
+    """Pareto-smoothed log-weights (k, S), and the shape k-hat of each row (k,)."""
+
+    log_weights: Array
+    shapes: Array
 
 
 def to_inference_data(
     groups: Groups,
     dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, np.ndarray],
-    attrs: Mapping[str, Any],
+    coords: Mapping[str, Array],
+    attrs: Mapping[str, str | float],
 ) -> Any:
     """Return an ``InferenceData`` or a ``DataTree`` of these groups.
 
     Args:
-        groups: for each group its variables, (chain, draw, ...); those of ``observed_data`` have neither axis.
-        dims: names of the axes of a variable behind chain and draw.
+        groups: for each group its variables, (chain, draw, ...); those of ``observed_data`` have
+            neither of the two axes.
+        dims: the names of the axes of a variable behind chain and draw.
         coords: labels along named axes.
-        attrs: of the whole and of the group ``posterior``.
+        attrs: attributes of the whole and of the group ``posterior``.
     """
     arrays = {group: dict(variables) for group, variables in groups.items()}
-    named = {name: list(axes) for name, axes in dims.items()}
-    if _new():
-        inner = {"/": dict(attrs), "posterior": dict(attrs)}
-        return _module("arviz_base").from_dict(arrays, dims=named, coords=dict(coords), attrs=inner)
-    module: Any = _module("arviz")
-    return module.from_dict(
+    names = {variable: list(axes) for variable, axes in dims.items()}
+    if is_version_1():
+        attributes = {"/": dict(attrs), "posterior": dict(attrs)}
+        convert = _import_quietly("arviz_base").from_dict
+        return convert(arrays, dims=names, coords=dict(coords), attrs=attributes)
+    return _import_quietly("arviz").from_dict(
         **arrays,
-        dims=named,
+        dims=names,
         coords=dict(coords),
         attrs=dict(attrs),
         posterior_attrs=dict(attrs),
@@ -48,85 +74,92 @@ def to_inference_data(
     )
 
 
-def summary(data: Any, kind: str, **options: Any) -> Any:
-    """Return ArviZ's own table of means, intervals and, for the kind ``"all"``, diagnostics."""
-    return _module("arviz_stats" if _new() else "arviz").summary(data, kind=kind, **options)
+def summary_table(data: Any, kind: str, **options: Any) -> DataFrame:
+    """Return ArviZ's table of means and intervals and, for the kind ``"all"``, diagnostics."""
+    module = _import_quietly("arviz_stats" if is_version_1() else "arviz")
+    table: DataFrame = module.summary(data, kind=kind, **options)
+    return table
 
 
-def rank_rhat(values: np.ndarray) -> np.ndarray:
-    """Return the rank-normalised split R-hat of each quantity, (k,), of values (chain, draw, k)."""
-    return _each(values, lambda one: _array_statistics("rhat", one, "rank"))
+def rank_rhat(values: Array) -> Array:
+    """Return the rank-normalised split R-hat (k,) of k quantities, values (chain, draw, k)."""
+    return _for_each_quantity("rhat", values, "rank")
 
 
-def bulk_ess(values: np.ndarray) -> np.ndarray:
-    """Return the bulk effective number of draws of each quantity, (k,), of values (chain, draw, k)."""
-    return _each(values, lambda one: _array_statistics("ess", one, "bulk"))
+def bulk_ess(values: Array) -> Array:
+    """Return the bulk effective sample size (k,) of k quantities, values (chain, draw, k)."""
+    return _for_each_quantity("ess", values, "bulk")
 
 
-def mean_ess(values: np.ndarray) -> np.ndarray:
-    """Return the effective number of draws for the mean of each quantity, (k,), of values (chain, draw, k)."""
-    return _each(values, lambda one: _array_statistics("ess", one, "mean"))
+def mean_ess(values: Array) -> Array:
+    """Return the effective sample size for means (k,) of k quantities, values (chain, draw, k)."""
+    return _for_each_quantity("ess", values, "mean")
 
 
-def pareto_smoothed(
-    log_ratios: np.ndarray, relative_efficiency: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pareto-smoothed log-weights (k, S) and the shapes k-hat (k,) of log-ratios (k, S).
+def pareto_smoothed(log_ratios: Array, relative_efficiency: float = 1.0) -> SmoothedWeights:
+    """Return Pareto-smoothed log-weights and the shapes k-hat of log-ratios (k, S).
 
-    Ratios that are all equal have no tail: their shape is 0. A tail of equal ratios cannot be fitted: infinity.
+    Ratios that are all equal have no tail: their shape is 0. A tail of equal ratios cannot be
+    fitted: its shape is infinite.
     """
-    rows = [_smoothed(row, relative_efficiency) for row in np.asarray(log_ratios, dtype=float)]
-    return np.stack([weights for weights, _ in rows]), np.array([shape for _, shape in rows])
+    smooth = _smooth_with_version_1 if is_version_1() else _smooth_with_version_0
+    log_weights, shapes = [], []
+    for row in np.asarray(log_ratios, dtype=float):
+        if np.ptp(row) == 0:
+            weights, shape = np.zeros_like(row), 0.0
+        else:
+            with np.errstate(all="ignore"):  # the fit tries shapes whose likelihoods overflow
+                weights, shape = smooth(row, relative_efficiency)
+        log_weights.append(weights)
+        shapes.append(shape)
+    return SmoothedWeights(np.stack(log_weights), np.array(shapes))
 
 
-# --- pieces -----------------------------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------
 
 
-def _smoothed(ratios: np.ndarray, relative_efficiency: float) -> tuple[np.ndarray, float]:
-    if np.ptp(ratios) == 0:
-        return np.zeros_like(ratios), 0.0
-    with np.errstate(all="ignore"):  # the fit tries shapes whose likelihoods overflow
-        if not _new():
-            weights, shape = _module("arviz").psislw(ratios, relative_efficiency)
-            return np.asarray(weights), float(shape)
-        try:
-            # what it calls ary are log-likelihoods, whose negatives are the log-ratios of leaving one out
-            weights, shape = _module("arviz_stats.base").array_stats.psislw(
-                -ratios, r_eff=relative_efficiency
-            )
-        except ValueError:
-            return ratios, np.inf
-        return np.asarray(weights), float(shape)
+def _smooth_with_version_0(row: Array, relative_efficiency: float) -> tuple[Array, float]:
+    weights, shape = _statistics().psislw(row, relative_efficiency)
+    return np.asarray(weights), float(shape)
 
 
-def _array_statistics(name: str, values: np.ndarray, method: str) -> float:
-    if _new():
-        return float(getattr(_module("arviz_stats.base").array_stats, name)(values, method=method))
-    return float(getattr(_module("arviz"), name)(values, method=method))
-
-
-def _each(values: np.ndarray, function: Any) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return np.array(
-            [
-                function(np.ascontiguousarray(values[..., index]))
-                for index in range(values.shape[-1])
-            ]
-        )
-
-
-def _new() -> bool:
-    """Return whether the interface of ArviZ 1.x is there: that of 0.x knows no DataTree."""
+def _smooth_with_version_1(row: Array, relative_efficiency: float) -> tuple[Array, float]:
     try:
-        return not hasattr(_module("arviz"), "InferenceData") or not hasattr(
-            _module("arviz"), "psislw"
-        )
-    except ImportError:
+        # its argument are log-likelihoods, whose negatives are the log-ratios of leaving one out
+        weights, shape = _statistics().psislw(-row, r_eff=relative_efficiency)
+    except ValueError:
+        return row, np.inf
+    return np.asarray(weights), float(shape)
+
+
+def _for_each_quantity(statistic: str, values: Array, method: str) -> Array:
+    """Return a statistic of ArviZ for each quantity along the last axis."""
+    function = getattr(_statistics(), statistic)
+    results = []
+    with np.errstate(all="ignore"):
+        for quantity in np.moveaxis(values, -1, 0):
+            results.append(float(function(np.ascontiguousarray(quantity), method=method)))
+    return np.array(results)
+
+
+def _statistics() -> Any:
+    """Return the object that has ArviZ's statistics of arrays."""
+    if is_version_1():
+        return _import_quietly("arviz_stats.base").array_stats
+    return _import_quietly("arviz")
+
+
+def is_version_1() -> bool:
+    """Return whether ArviZ 1.x is installed, as a whole or in parts, rather than 0.x."""
+    try:
+        version = importlib.metadata.version("arviz")
+    except importlib.metadata.PackageNotFoundError:
         return True
+    return not version.startswith("0.")
 
 
-def _module(name: str) -> Any:
-    """Import a part of ArviZ; what it announces of its future, once a day, is nothing to a user of this library."""
+def _import_quietly(name: str) -> ModuleType:
+    """Import a part of ArviZ without the announcements of future changes that it prints."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)

@@ -1,7 +1,8 @@
-"""compare: several inferences of one model, side by side, one of them the reference.
+"""compare: several inferences of one model side by side, one of them the reference.
 
-Source of the metrics: Izmailov, Vikram, Hoffman & Wilson (2021), https://arxiv.org/abs/2104.14421, section 4, for
-agreement, total variation and R-hat in function space; Foong et al. (2019) for the uncertainty between data.
+Source of the metrics: Izmailov, Vikram, Hoffman & Wilson (2021), https://arxiv.org/abs/2104.14421,
+section 4, for agreement, total variation and R-hat in function space; Foong et al. (2019) for the
+uncertainty between data.
 """
 
 from __future__ import annotations
@@ -9,55 +10,72 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bnn.metrics import expected_calibration_error, interval_coverage
-from pyro_bnn.posterior import Posterior
-from pyro_bnn.posterior.prediction import Prediction, summarize
+from pyro_bnn.posterior import Posterior, Prediction
+from pyro_bnn.posterior.components import Components, function_values
+from pyro_bnn.posterior.prediction import summarize
+from pyro_bnn.runtime.tensor_dicts import map_tensors
+from pyro_bnn.runtime.text_table import Cell, format_markdown_table, format_table
 
-from . import arviz_versions, distances, importance
-from .densities import log_densities, variational_draws
+from .findings import (
+    Findings,
+    chain_findings,
+    distance_findings,
+    in_sample_findings,
+    prediction_findings,
+)
 from .inference_data import require_same_data
-from .same_model import require_same_model
+from .model_match import require_same_model
 
 if TYPE_CHECKING:
-    pass
+    from pandas import DataFrame
 
 __all__ = ["Comparison", "Curve", "compare"]
 
 VARIATIONAL_DRAWS = 1000
-MIN_CHAIN = 25  # below, R-hat of independent draws exceeds its threshold by chance
-FUNCTIONS = 100  # for R-hat and effective numbers of draws that many function values are enough, and take a second
 
-# What a row of the table is called, and how its numbers are written
-LABELS = {
-    "agreement": ("same class as ref", "{:.1%}"),
-    "total_variation": ("total variation to ref", "{:.3f}"),
-    "wasserstein": ("W1 of f(x) to ref", "{:.3g}"),
-    "sd_ratio_mean": ("sd of f(x) / ref, mean", "{:.2f}"),
-    "sd_ratio_min": ("sd of f(x) / ref, least", "{:.2f}"),
-    "test_log_likelihood": ("test log-lik., nats/point", "{:.3f}"),
-    "calibration_error": ("calibration error", "{:.3f}"),
-    "coverage_90": ("90% intervals hold", "{:.1%}"),
-    "elpd_loo": ("ELPD, PSIS-LOO, nats", "{:.1f}"),
-    "elpd_loo_se": ("its standard error", "{:.1f}"),
-    "pareto_k_max": ("its largest Pareto k", "{:.2f}"),
-    "k_hat": ("k-hat of the guide", "{:.2f}"),
-    "rhat_max": ("R-hat of f(x), largest", "{:.3f}"),
-    "ess_min": ("bulk ESS of f(x), least", "{:.0f}"),
-    "ess_max": ("bulk ESS of f(x), most", "{:.0f}"),
-    "gradients": ("gradients", "{:,.0f}"),
-    "seconds": ("seconds", "{:.1f}"),
+
+class _Line(NamedTuple):
+    """The title of a line of the table, and the format of its numbers."""
+
+    title: str
+    number_format: str
+
+
+LINES = {
+    "agreement": _Line("same class as ref", "{:.1%}"),
+    "total_variation": _Line("total variation to ref", "{:.3f}"),
+    "wasserstein": _Line("W1 of f(x) to ref", "{:.3g}"),
+    "sd_ratio_mean": _Line("sd of f(x) / ref, mean", "{:.2f}"),
+    "sd_ratio_min": _Line("sd of f(x) / ref, least", "{:.2f}"),
+    "test_log_likelihood": _Line("test log-lik., nats/point", "{:.3f}"),
+    "calibration_error": _Line("calibration error", "{:.3f}"),
+    "coverage_90": _Line("90% interval coverage", "{:.1%}"),
+    "elpd_loo": _Line("ELPD, PSIS-LOO, nats", "{:.1f}"),
+    "elpd_loo_se": _Line("its standard error", "{:.1f}"),
+    "pareto_k_max": _Line("its largest Pareto k", "{:.2f}"),
+    "k_hat": _Line("k-hat of the guide", "{:.2f}"),
+    "rhat_max": _Line("R-hat of f(x), largest", "{:.3f}"),
+    "ess_min": _Line("bulk ESS of f(x), least", "{:.0f}"),
+    "ess_max": _Line("bulk ESS of f(x), most", "{:.0f}"),
+    "gradients": _Line("gradients", "{:,.0f}"),
+    "seconds": _Line("seconds", "{:.1f}"),
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a method says of the functions at the test inputs: moments of f(x), (n, ...), and its 90% intervals of y."""
+    """The functions of one method at the test inputs.
+
+    Attributes:
+        mean: the mean of f(x), (n, ...).
+        stddev: the standard deviation of f(x), (n, ...).
+        interval: lower and upper ends of the 90% intervals of y; ``None`` for classes.
+    """
 
     mean: Tensor
     stddev: Tensor
@@ -66,20 +84,21 @@ class Curve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of methods, what is to be said of it, and a figure.
+    """A table of methods with notes, and the functions behind it.
 
     Attributes:
-        rows: for each method a dictionary of numbers, ``None`` where one is not known; ``method`` is its name.
-        reference: the name of the reference. Its own distances are those of one half of its draws to the other: the
-            noise below which no distance means anything.
-        notes: what must not be overlooked: chains that do not mix, estimates that are not to be relied on, what is
+        rows: for each method a dictionary of numbers, ``None`` where one is unknown; ``method`` is
+            its name.
+        reference: the name of the reference. Its own distances are those between the two halves
+            of its draws: the noise below which no distance means anything.
+        notes: warnings: chains that do not mix, estimates that are unreliable, numbers that are
             missing and why.
         curves: for each method the moments of f(x) at the test inputs.
         x: test inputs.
-        data: training data, if they were given.
+        data: training data, if they were passed.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, str | float | None]]
     reference: str
     notes: list[str]
     curves: dict[str, Curve] = field(repr=False)
@@ -87,42 +106,46 @@ class Comparison:
     data: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                [
-                    row[0].ljust(widths[0]),
-                    *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-                ]
-            )
-            for row in cells
-        ]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip()
+        table = format_table(self._header(), self._lines())
+        return "\n".join([table, "", *self._bullets()]).rstrip()
 
     def to_markdown(self) -> str:
         """Return the table and the notes in Markdown."""
-        head, *body = (f"| {' | '.join(row)} |" for row in self._cells())
-        ruler = f"|{'---|' * (len(self.rows) + 1)}"
-        return "\n".join([head, ruler, *body, "", *(f"- {note}" for note in self.notes)]) + "\n"
+        table = format_markdown_table(self._header(), self._lines())
+        return "\n".join([table, "", *self._bullets()]) + "\n"
 
-    def to_dataframe(self) -> Any:
-        """Return the numbers as a ``pandas.DataFrame``, a row for each method."""
+    def to_dataframe(self) -> DataFrame:
+        """Return the numbers as a ``pandas.DataFrame`` with a row for each method."""
         import pandas
 
         return pandas.DataFrame(self.rows).set_index("method")
 
-    def _cells(self) -> list[list[str]]:
-        """Return the table as text, a column for each method."""
-        there = [key for key in LABELS if any(row.get(key) is not None for row in self.rows)]
-        names = [
-            f"{row['method']} (ref)" if row["method"] == self.reference else row["method"]
-            for row in self.rows
-        ]
-        body = [
-            [LABELS[key][0], *(_written(key, row.get(key)) for row in self.rows)] for key in there
-        ]
-        return [["", *names], *body]
+    def _header(self) -> list[str]:
+        """Return the titles of the columns, one column for each method."""
+        titles = [""]
+        for row in self.rows:
+            mark = " (ref)" if row["method"] == self.reference else ""
+            titles.append(f"{row['method']}{mark}")
+        return titles
+
+    def _lines(self) -> list[list[Cell]]:
+        """Return the table as text, without the numbers that no method has."""
+        lines: list[list[Cell]] = []
+        for key, line in LINES.items():
+            numbers = [row.get(key) for row in self.rows]
+            if set(numbers) != {None}:
+                lines.append([line.title, *_format_numbers(numbers, line.number_format)])
+        return lines
+
+    def _bullets(self) -> list[str]:
+        return [f"- {note}" for note in self.notes]
+
+
+def _format_numbers(numbers: list[str | float | None], number_format: str) -> list[Cell]:
+    cells: list[Cell] = []
+    for number in numbers:
+        cells.append(None if number is None else number_format.format(number))
+    return cells
 
 
 @torch.no_grad()
@@ -136,68 +159,73 @@ def compare(
     draws: int | None = None,
     seed: int = 0,
 ) -> Comparison:
-    r"""Compare inferences of one model with a reference, in the space of functions and predictions.
+    r"""Compare inferences of one model with a reference, by their functions and predictions.
 
-    f(x) is what the likelihood is built on: class probabilities, the probability of a one, or the mean of real data.
-    For each method: the distance of its predictions to the reference's, in total variation (of class probabilities, or
-    of the predictive densities of a Gaussian likelihood), and the 1-Wasserstein distance of its f(x) in the units of f,
-    both averaged over the test points; the ratio of the standard deviations of f(x), its mean and its least over the
-    points, for where the data are not; the test log-likelihood,
-    :math:`\frac1n \sum_n \log \frac1S \sum_s p(y_n \mid x_n, w_s)`, in nats; calibration error (20 bins of equal
-    counts), or how many test data the 90% intervals hold; with training data the ELPD by PSIS-LOO in nats and k-hat of
-    a guide; of chains the largest R-hat and the least and largest effective number of draws over (up to a hundred)
-    values f(x), rank-normalised; and what was spent.
+    f(x) is the quantity that the likelihood is built on: class probabilities, the probability of a
+    one, or the mean of real data. For each method the table has:
+
+    - the distance of its predictions to those of the reference, averaged over the test points:
+      total variation of class probabilities or of the predictive densities of a Gaussian
+      likelihood, and the 1-Wasserstein distance of f(x) in the units of f;
+    - the ratio of its standard deviation of f(x) to that of the reference, its mean and its least
+      over the points; the least shows the uncertainty between the data;
+    - the test log-likelihood, :math:`\frac1n \sum_n \log \frac1S \sum_s p(y_n \mid x_n, w_s)`, in
+      nats;
+    - the calibration error (20 bins of equal counts) or the coverage of the 90% intervals;
+    - with training data, the ELPD by PSIS-LOO in nats, and k-hat of a guide;
+    - of chains, the largest R-hat and the least and largest effective sample size over up to a
+      hundred values f(x), rank-normalised;
+    - the cost: gradients and seconds.
 
     Args:
-        posteriors: at least two, by the names that the table is to have.
+        posteriors: at least two, by the names that appear in the table.
         x: test inputs (n, ...).
         y: test data (n,).
         reference: one of the names.
-        data: the training data (x, y), which ELPD and k-hat need.
-        draws: for each chain the last so many, all by default; of a guide so many, 1000 by default.
-        seed: of a guide's draws.
+        data: the training data (x, y), for ELPD and k-hat.
+        draws: the last n draws of each chain, all by default; of a guide n draws, 1000 by default.
+        seed: the seed of a guide's draws.
 
     Raises:
-        ValueError: fewer than two posteriors; a reference that is none of them; posteriors of different models, of one
-            model with different learned parameters, or of different data; x and y that do not belong together.
+        ValueError: if there are fewer than two posteriors or none has the name of the reference,
+            if the posteriors are of different models, of one model with different learned
+            parameters, or of different data, or if x and y do not match.
     """
     _require_comparable(posteriors, x, y, reference, data)
     y = y.cpu()
     notes: list[str] = []
-    seen = {name: _look(posterior, x, draws, seed) for name, posterior in posteriors.items()}
-    rows, curves = [], {}
+    rows: list[dict[str, str | float | None]] = []
+    curves: dict[str, Curve] = {}
+    functions = {}
     for name, posterior in posteriors.items():
-        functions, prediction = seen[name]
-        pair = (
-            _halves(functions)
-            if name == reference
-            else (_pooled(functions), _pooled(seen[reference][0]))
-        )
-        said: list[str] = []
-        row = (
-            {"method": name}
-            | _distances(*pair, prediction.kind, said)
-            | _quality(prediction, y, said)
-        )
-        row |= _in_sample(posterior, data, draws, seed, said) if data is not None else {}
-        row |= _chains(posterior, functions, said)
-        row |= {key: posterior.facts.get(key) for key in ("gradients", "seconds")}
-        notes += [f"{name}: {note}" for note in (*said, *posterior.facts.get("warnings", ()))]
-        values = _values(_pooled(functions))
-        interval = prediction.interval(0.9) if prediction.kind == "real" else None
-        curves[name] = Curve(
-            values.mean(0), values.std(0, correction=min(1, len(values) - 1)), interval
-        )
-        rows.append(row)
+        functions[name] = _functions(posterior, x, _num_draws(posterior, draws), seed)
+    reference_draws = _pool(functions[reference])
+    for name, posterior in posteriors.items():
+        pooled = _pool(functions[name])
+        prediction = _predict(pooled)
+        sides = (pooled, reference_draws)
+        if name == reference:
+            sides = _halves(functions[name])
+        findings = distance_findings(*sides, prediction.kind)
+        findings |= prediction_findings(prediction, y)
+        if data is not None:
+            num = _num_draws(posterior, draws)
+            findings |= in_sample_findings(posterior, data, num, seed)
+        findings |= chain_findings(posterior, function_values(functions[name]).double())
+        rows.append(_row(name, findings, posterior))
+        curves[name] = _curve(pooled, prediction)
+        for note in (*findings.notes, *posterior.facts.get("warnings", ())):
+            notes.append(f"{name}: {note}")
     notes.append(
-        f"{reference}: its own distances are those of one half of its draws to the other, the noise in them"
+        f"{reference}: its own distances are those between the two halves of its draws, the noise "
+        "of the distances"
     )
     if data is None:
         notes.append("ELPD and k-hat need the training data: compare(..., data=(x_train, y_train))")
     return Comparison(rows, reference, notes, curves, x, data)
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------
 
 
 def _require_comparable(
@@ -214,212 +242,69 @@ def _require_comparable(
     if reference not in posteriors:
         near = difflib.get_close_matches(str(reference), posteriors, n=1, cutoff=0.0)
         raise ValueError(
-            f"compare: there is no posterior {reference!r} to be the reference; there are {', '.join(posteriors)}; "
-            f"did you mean {near[0]!r}?"
+            f"compare: expected the name of a posterior as reference, one of "
+            f"{', '.join(posteriors)}; got {reference!r}; did you mean {near[0]!r}?"
         )
     if len(x) != len(y) or len(x) < 1 or not bool(torch.isfinite(x).all()):
         raise ValueError(
-            f"compare: expected finite x and y of one length above 0, got {len(x)} and {len(y)} examples"
+            "compare: expected finite x and y of the same length, at least one example, "
+            f"got {len(x)} and {len(y)} examples"
         )
-    known = {
-        name: posterior.facts["data"]
-        for name, posterior in posteriors.items()
-        if "data" in posterior.facts
-    }
-    if len(set(known.values())) > 1:
-        listed = ", ".join(f"{name} ({digest[:8]})" for name, digest in known.items())
+    digests = {}
+    for name, posterior in posteriors.items():
+        if "data" in posterior.facts:
+            digests[name] = posterior.facts["data"]
+        if data is not None:
+            require_same_data(f"compare: {name}", posterior, data)
+    if len(set(digests.values())) > 1:
+        listed = ", ".join(f"{name} ({digest[:8]})" for name, digest in digests.items())
         raise ValueError(f"compare: the posteriors were made from different data: {listed}")
-    for name, posterior in posteriors.items() if data is not None else ():
-        try:
-            require_same_data(posterior, data)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(f"compare: {name}: {error}") from None
     require_same_model(posteriors, x, y)
 
 
-def _look(
-    posterior: Posterior, x: Tensor, draws: int | None, seed: int
-) -> tuple[dict[str, Tensor], Prediction]:
-    """Return the functions of the draws at x, and the prediction that they make."""
-    if posterior.guide is not None and draws is None:
-        draws = VARIATIONAL_DRAWS
-    found = posterior.functions(x.to(posterior.source.device), draws, seed)
-    functions = {key: value.cpu() for key, value in found.items()}
-    return functions, summarize(lambda: iter([_pooled(functions)]))
+def _num_draws(posterior: Posterior, draws: int | None) -> int:
+    """Return the number of draws of each chain that are compared."""
+    if draws is not None:
+        return draws
+    stored = posterior.source.stored
+    return VARIATIONAL_DRAWS if stored is None else stored.per_chain
 
 
-def _pooled(functions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.flatten(0, 1) for key, value in functions.items()}
+def _functions(posterior: Posterior, x: Tensor, num: int, seed: int) -> Components:
+    """Return the predictions of every draw at x, (chain, draw, n, ...), on the CPU."""
+    functions = posterior.functions(x.to(posterior.source.device), num, seed)
+    return map_tensors(Tensor.cpu, functions)
 
 
-def _halves(functions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return one half of the chains and the other; of a single chain its first draws and its last."""
-    axis = 0 if next(iter(functions.values())).shape[0] > 1 else 1
-    parts = [
-        {key: value.tensor_split(2, axis)[half] for key, value in functions.items()}
-        for half in (0, 1)
-    ]
-    return _pooled(parts[0]), _pooled(parts[1])
+def _pool(functions: Components) -> Components:
+    """Return the draws of all chains along one axis."""
+    return map_tensors(lambda value: value.flatten(0, 1), functions)
 
 
-def _values(functions: Mapping[str, Tensor]) -> Tensor:
-    """Return f(x) in double precision."""
-    return next(functions[key] for key in ("probs", "prob", "mean") if key in functions).double()
+def _halves(functions: Components) -> tuple[Components, Components]:
+    """Return the two halves of the chains, or of a single chain its first and its last draws."""
+    chains = len(function_values(functions))
+    axis = 0 if chains > 1 else 1
+    first, second = {}, {}
+    for name, value in functions.items():
+        first[name], second[name] = value.tensor_split(2, axis)
+    return _pool(first), _pool(second)
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
+def _predict(pooled: Components) -> Prediction:
+    return summarize(lambda: iter([pooled]))
 
 
-def _distances(
-    one: dict[str, Tensor], other: dict[str, Tensor], kind: str, notes: list[str]
-) -> dict[str, Any]:
-    a, b = _values(one), _values(other)
-    row: dict[str, Any] = {}
-    if kind in ("classes", "binary"):
-        p, q = (values.mean(0) for values in (a, b))
-        if kind == "binary":
-            p, q = (torch.stack([1 - values, values], -1) for values in (p, q))
-        row["agreement"] = distances.agreement(p, q)
-        row["total_variation"] = float(distances.total_variation(p, q).mean())
-    elif kind == "real":
-        row["total_variation"] = float(distances.total_variation_of_mixtures(one, other).mean())
-    row["wasserstein"] = float(distances.wasserstein_1(a, b).mean())
-    if min(len(a), len(b)) < 2:
-        notes.append(f"{min(len(a), len(b))} draw has no standard deviation; expected at least two")
-        return row | {"sd_ratio_mean": None, "sd_ratio_min": None}
-    there = (
-        b.std(0) > 0.01 * b.std(0).max()
-    )  # a class that both are sure is not there would divide rounding by rounding
-    ratio = (a.std(0) / b.std(0))[there]
-    if not bool(there.all()):
-        notes.append(
-            f"no ratio of sds at {int((~there).sum())} of {there.numel()} values: the reference has next to none there"
-        )
-    if not len(ratio):
-        return row | {"sd_ratio_mean": None, "sd_ratio_min": None}
-    return row | {"sd_ratio_mean": float(ratio.mean()), "sd_ratio_min": float(ratio.min())}
+def _curve(pooled: Components, prediction: Prediction) -> Curve:
+    values = function_values(pooled).double()
+    stddev = values.std(0, correction=min(1, len(values) - 1))
+    interval = prediction.interval(0.9) if prediction.kind == "real" else None
+    return Curve(values.mean(0), stddev, interval)
 
 
-def _quality(prediction: Prediction, y: Tensor, notes: list[str]) -> dict[str, Any]:
-    """Return how well the test data are predicted."""
-    if prediction.kind == "other":
-        notes.append(
-            "the test log-likelihood is known for categorical, Bernoulli and Gaussian data only"
-        )
-        return {"test_log_likelihood": None}
-    row = {"test_log_likelihood": float(prediction.log_prob(y).double().mean())}
-    if prediction.kind == "real":
-        return row | {"coverage_90": interval_coverage(prediction, y, 0.9)}
-    if prediction.mean.shape == y.shape and y.dim() > 1:  # several yes-or-no labels
-        return row | {
-            "calibration_error": expected_calibration_error(prediction.mean.flatten(), y.flatten())
-        }
-    return row | {"calibration_error": expected_calibration_error(prediction.mean, y)}
-
-
-def _in_sample(
-    posterior: Posterior,
-    data: tuple[Tensor, Tensor],
-    draws: int | None,
-    seed: int,
-    notes: list[str],
-) -> dict[str, Any]:
-    """Return what needs the training data: leave-one-out densities, and how far a guide is from its posterior."""
-    row: dict[str, Any] = dict.fromkeys(("elpd_loo", "elpd_loo_se", "pareto_k_max", "k_hat"))
-    log_q, reason, chains = None, "", 1
-    if posterior.guide is not None:
-        sites, log_q, reason = variational_draws(posterior, draws or VARIATIONAL_DRAWS, seed)
-    else:
-        chains, there = next(iter(posterior.draws.values())).shape[:2]
-        last = slice(there - (draws or there), None)
-        sites = {name: value[:, last].flatten(0, 1) for name, value in posterior.draws.items()}
-    num = len(next(iter(sites.values())))
-    if num < importance.MIN_DRAWS:
-        notes.append(
-            f"{num} draws are too few for PSIS, no ELPD and no k-hat; expected {importance.MIN_DRAWS}"
-        )
-        return row
-    found = log_densities(
-        posterior, sites, tuple(part.to(posterior.source.device) for part in data)
-    )
-    pointwise = torch.cat(
-        [
-            value.flatten(2).sum(2) if value.dim() > 2 else value
-            for value in found.log_likelihood.values()
-        ],
-        1,
-    )
-    loo = importance.leave_one_out(
-        pointwise.unflatten(0, (chains, num // chains)), posterior.guide is not None
-    )
-    row |= {
-        "elpd_loo": loo.elpd,
-        "elpd_loo_se": loo.standard_error,
-        "pareto_k_max": float(loo.k.max()),
-    }
-    bad = int((loo.k > loo.threshold).sum())
-    if bad:
-        notes.append(
-            f"ELPD is not to be relied on: Pareto k above {loo.threshold:.2f} at {bad} of {len(loo.k)} examples"
-        )
-    if reason:
-        notes.append(f"no k-hat: {reason}")
-    if log_q is not None:
-        row["k_hat"] = importance.pareto_k(found.log_joint, log_q)
-        if row["k_hat"] > 0.7:
-            notes.append(
-                f"k-hat {row['k_hat']:.2f} is above 0.7: over the weights the guide is far from the posterior"
-            )
+def _row(name: str, findings: Findings, posterior: Posterior) -> dict[str, str | float | None]:
+    row: dict[str, str | float | None] = {"method": name}
+    row.update(findings.numbers)
+    for cost in ("gradients", "seconds"):
+        row[cost] = posterior.facts.get(cost)
     return row
-
-
-def _chains(
-    posterior: Posterior, functions: Mapping[str, Tensor], notes: list[str]
-) -> dict[str, Any]:
-    """Return how well the chains mix, judged by the functions: weights are not identifiable."""
-    row: dict[str, Any] = dict.fromkeys(("rhat_max", "ess_min", "ess_max"))
-    if posterior.guide is not None:
-        return row
-    steps = posterior.statistics.get("step_size")
-    exact = (
-        "acceptance_rate" in posterior.statistics
-    )  # a draw that was accepted needs no weight, whatever the step
-    if steps is not None and not exact and bool((steps != steps.flatten()[0]).any()):
-        notes.append("its step size changes from draw to draw; its draws are taken without weights")
-    diverged = (
-        int(posterior.statistics["diverging"].sum()) if "diverging" in posterior.statistics else 0
-    )
-    if diverged:
-        notes.append(f"{diverged} draws diverged: regions of high curvature may be missing")
-    values = _values(functions).flatten(2)
-    chains, num = values.shape[:2]
-    if chains < 2 or num < MIN_CHAIN:
-        notes.append(
-            f"no R-hat and no ESS of {chains} chains of {num} draws: expected at least 2 of {MIN_CHAIN}"
-        )
-        return row
-    moving = (values.flatten(0, 1).amax(0) > values.flatten(0, 1).amin(0)).nonzero().flatten()
-    if not len(moving):
-        notes.append("no R-hat and no ESS: f(x) is the same in every draw")
-        return row
-    some = moving[torch.linspace(0, len(moving) - 1, min(FUNCTIONS, len(moving))).long()]
-    array = values[..., some].cpu().numpy()
-    rhat, ess = arviz_versions.rank_rhat(array), arviz_versions.bulk_ess(array)
-    still = np.isnan(rhat) | np.isnan(ess)
-    if still.any():
-        notes.append(
-            f"no R-hat or no ESS at {int(still.sum())} of {len(still)} values f(x): chains that stand still"
-        )
-    if still.all():
-        return row
-    rhat, ess = rhat[~still], ess[~still]
-    worst = float(rhat.max())
-    if worst > 1.05:
-        notes.append(
-            f"the chains do not mix: R-hat of f(x) is up to {worst:.2f}, above 1.05; do not rely on this row"
-        )
-    return {"rhat_max": worst, "ess_min": float(ess.min()), "ess_max": float(ess.max())}
-
-
-def _written(key: str, value: Any) -> str:
-    return "-" if value is None else LABELS[key][1].format(value)

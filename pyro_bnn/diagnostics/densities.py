@@ -1,84 +1,73 @@
-r"""Log-densities of draws: of each example, of data and weights together, and of the guide that drew them.
+r"""Log-densities of draws: of each example, and of data and weights together.
 
-The log-likelihood of an example is that of the example alone, :math:`\log p(y_n \mid x_n, w)`, whatever a plate or
-:func:`pyro.poutine.scale` multiplies it by, and all examples are there, also where the program's plate draws
-minibatches.
+The log-likelihood of an example is that of the example alone, :math:`\log p(y_n \mid x_n, w)`,
+without the factors of plates and of :func:`pyro.poutine.scale`. All examples are evaluated, also
+where a plate of the program draws minibatches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.posterior.vectorized import for_each_draw
+from pyro_bnn.runtime.program import Program, Site, shape_of
+from pyro_bnn.runtime.tensor_dicts import concatenate, map_tensors
 
-__all__ = ["Densities", "Run", "log_densities", "variational_draws", "vectorized"]
+from .recording import Recording, record
+
+__all__ = ["Densities", "log_densities", "weighted_log_prob"]
+
+# Numbers in flight for the draws of a chunk, and a guess at those of one example in a layer.
+CHUNK = 8_000_000
+NUMBERS_PER_EXAMPLE = 64
+
+# Terms of a draw are named "plain.SITE", "weighted.SITE" and "latent".
+PLAIN, WEIGHTED, LATENT = "plain.", "weighted.", "latent"
 
 
 @dataclass(frozen=True)
 class Densities:
-    """What a program says of S draws and N examples, in nats and in double precision.
+    r"""Log-densities of S draws and N examples, in nats and in double precision.
 
     Attributes:
         log_likelihood: for each observed site the terms of the examples (S, N, ...), unscaled.
-        log_joint: :math:`\\log p(y, w \\mid x)` of all the data, (S,); of an improper prior up to a constant.
-        num_data: for each observed site the number of examples that its plates stand for; 0 where it has none.
+        log_joint: :math:`\log p(y, w \mid x)` of all the data, (S,); up to a constant where the
+            prior is improper.
+        num_data: for each observed site the number of examples that its plates stand for; 0 where
+            it is in no plate.
     """
 
     log_likelihood: dict[str, Tensor]
     log_joint: Tensor
     num_data: dict[str, int]
 
+    def pointwise(self) -> Tensor:
+        """Return the log-likelihoods of all sites side by side, (S, examples)."""
+        columns = []
+        for value in self.log_likelihood.values():
+            # the numbers of one example are one observation
+            columns.append(value.flatten(2).sum(2) if value.dim() > 2 else value)
+        return torch.cat(columns, 1)
 
-class Run(Messenger):
-    """Run a program with these values at its latent sites; note every other sample statement.
+    def all_terms(self) -> Tensor:
+        """Return the log-likelihoods of every single number of all sites, (S, numbers)."""
+        return torch.cat([value.flatten(1) for value in self.log_likelihood.values()], 1)
 
-    What has no value is drawn. By ``sample``, not ``rsample``: that is what :func:`torch.vmap` can do for a Normal.
-    Entered around the program, it sees what the program's own plates and handlers made of a statement.
 
-    Args:
-        values: of latent sites.
-        rows: the indices that a plate takes which would draw a minibatch.
-    """
+class _Batch(NamedTuple):
+    """The rows of a minibatch, and how many of them are new: the last one may start again."""
 
-    def __init__(self, values: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
-        super().__init__()
-        self.values, self.rows = values, rows
-        self.sites: dict[str, Any] = {}
-        self.minibatches: dict[str, tuple[int, int]] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if _draws_indices(msg):
-            size, batch = msg["fn"].size, msg["fn"].subsample_size
-            if msg["value"] is None and batch is not None and batch < size:
-                self.minibatches[msg["name"]] = (size, batch)
-                msg["value"] = self.rows
-        elif msg["value"] is None and not msg["is_observed"]:
-            given = msg["name"] in self.values
-            msg["value"], msg["done"] = (
-                self.values[msg["name"]] if given else msg["fn"].sample(),
-                True,
-            )
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not _draws_indices(msg) and not msg["infer"].get("_deterministic"):
-            self.sites[msg["name"]] = dict(msg)
-
-    def observed(self) -> dict[str, Any]:
-        """Return the statements that have data; a factor has none."""
-        return {
-            name: site
-            for name, site in self.sites.items()
-            if site["is_observed"] and type(site["fn"]).__name__ != "Unit"
-        }
+    rows: Tensor | None
+    num_new: int | None
 
 
 def log_densities(
@@ -87,197 +76,151 @@ def log_densities(
     """Return the log-densities of draws under the posterior's own model.
 
     Args:
-        posterior: whose model, with the parameters that it learned, is evaluated.
+        posterior: its model, with the parameters that it learned, is evaluated.
         sites: draws of all latent sites, (S, ...).
-        data: what the program is called with, all examples: (x, y).
+        data: the arguments of the model, with all examples: (x, y).
 
     Raises:
-        ValueError: a latent site without draws; data that do not fit their distribution or are not observed; plates
-            that draw minibatches one within another, or around latent sites.
+        ValueError: if a latent site has no draws, if data do not match their distribution or are
+            not observed, or if plates that draw minibatches are nested or contain latent sites.
     """
-    first = {name: value[0] for name, value in sites.items()}
-    with posterior.source.isolated(0), Run(first) as probe:
-        posterior.model(*data)
-    _require_complete(probe, sites)
-    rows = _rows(probe, data[0].device)
-    num_data = {
-        name: math.prod(sizes) if (sizes := _frames(site, "full_size")) else 0
-        for name, site in probe.observed().items()
-    }
-
-    def one(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        parts = [_terms(posterior, values, data, chunk, keep) for chunk, keep in rows]
-        whole = {
-            name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "latent"
-        }
-        return whole | {"latent": parts[0]["latent"]}
-
-    numbers = data[0].numel() + max(
-        len(data[0]) * 64, 1
-    )  # a guess at what one draw keeps in flight
+    first = map_tensors(lambda value: value[0], sites)
     with posterior.source.isolated(0):
-        found = vectorized(one, sites, max(1, _CHUNK // numbers))
-    log_joint = found.pop("latent").double()
-    for name in num_data:
-        log_joint = log_joint + found.pop(f"weighted.{name}").double().flatten(1).sum(1)
-    return Densities(
-        {name: found[f"plain.{name}"].double() for name in num_data}, log_joint, num_data
-    )
+        probe = record(posterior.model, first, data)
+    _require_complete(probe, sites)
+    batches = _batches_of_all_data(probe, data[0].device)
+
+    def terms_of_draw(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return _terms_of_all_data(posterior.model, values, data, batches)
+
+    numbers = data[0].numel() + max(len(data[0]) * NUMBERS_PER_EXAMPLE, 1)
+    with posterior.source.isolated(0):
+        terms = for_each_draw(terms_of_draw, sites, max(1, CHUNK // numbers))
+    log_joint = terms[LATENT].double()
+    log_likelihood, num_data = {}, {}
+    for name, site in probe.observed.items():
+        log_joint = log_joint + terms[f"{WEIGHTED}{name}"].double().flatten(1).sum(1)
+        log_likelihood[name] = terms[f"{PLAIN}{name}"].double()
+        num_data[name] = _num_data(site)
+    return Densities(log_likelihood, log_joint, num_data)
 
 
-def variational_draws(
-    posterior: Posterior, num: int, seed: int
-) -> tuple[dict[str, Tensor], Tensor | None, str]:
-    """Return draws of a guide's sites (num, ...), their log-density under the guide (num,) in nats, and, where that is
-    ``None``, why it is not known.
-    """
-    drawn, log_q, reason = [], [], ""
-    with posterior.source.isolated(seed):
-        for _ in range(num):
-            trace = posterior.source.guide_trace()
-            sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
-            sites = {name: site for name, site in sites.items() if not _draws_indices(site)}
-            free = {name: site for name, site in sites.items() if not site["is_observed"]}
-            drawn.append(
-                {name: site["value"] for name, site in free.items() if not _auxiliary(site)}
-            )
-            reason = reason or _no_density(free)
-            if not reason:
-                try:
-                    log_q.append(sum(_weighted(site).sum().double() for site in free.values()))
-                except NotImplementedError as error:
-                    reason = f"the guide's density is not known ({error or 'it has no log_prob'})"
-    stacked = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
-    return (
-        stacked,
-        None if reason else torch.stack([torch.as_tensor(value) for value in log_q]),
-        reason,
-    )
+def weighted_log_prob(site: Site) -> Tensor:
+    """Return the log-density at a sample statement as it enters the joint density."""
+    return _scale_and_mask(site["fn"].log_prob(site["value"]), site, site["scale"])
 
 
-def vectorized(
-    function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-    draws: Mapping[str, Tensor],
-    chunk: int,
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def _terms_of_all_data(
+    model: Program,
+    values: Mapping[str, Tensor],
+    data: tuple[Tensor, ...],
+    batches: list[_Batch],
 ) -> dict[str, Tensor]:
-    """Return the function of every draw, stacked: by :func:`torch.vmap`, or one by one where that cannot be."""
-    try:
-        return torch.vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
-    except RuntimeError:
-        num = len(next(iter(draws.values())))
-        single = [
-            function({name: value[index] for name, value in draws.items()}) for index in range(num)
-        ]
-        return {name: torch.stack([one[name] for one in single]) for name in single[0]}
-
-
-# --- pieces -----------------------------------------------------------------------------------------------------------
+    """Return the terms of one draw, those of the examples joined over the minibatches."""
+    parts = [_terms(model, values, data, batch) for batch in batches]
+    latent = [part.pop(LATENT) for part in parts]
+    return concatenate(parts) | {LATENT: latent[0]}
 
 
 def _terms(
-    posterior: Posterior,
-    values: Mapping[str, Tensor],
-    data: tuple[Tensor, ...],
-    rows: Tensor | None,
-    keep: int | None,
+    model: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ...], batch: _Batch
 ) -> dict[str, Tensor]:
-    """Return the log-likelihoods of the examples in these rows, plain and with the program's own weights, and the
-    log-density of everything else.
+    """Return the log-likelihoods of the examples of a minibatch, and the rest of the log-density.
+
+    The log-likelihoods are given twice: plain, and with the weights that the program gives them.
     """
-    with Run(values, rows) as run:
-        posterior.model(*data)
-    observed = run.observed()
-    others = [_weighted(site).sum() for name, site in run.sites.items() if name not in observed]
-    found = {"latent": torch.as_tensor(sum(others, data[0].new_zeros(())))}
+    run = record(model, values, data, batch.rows)
+    observed = run.observed
+    terms = {LATENT: data[0].new_zeros(())}
+    for name, site in run.sites.items():
+        if name not in observed:
+            terms[LATENT] = terms[LATENT] + weighted_log_prob(site).sum()
     for name, site in observed.items():
-        plain = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-        # a plate multiplies by N / B; what is left of the scale is the program's own, a tempered likelihood's say
-        plate = math.prod(_frames(site, "full_size")) / math.prod(_frames(site, "size"))
-        found[f"plain.{name}"] = plain[:keep] if plain.dim() else plain[None]
-        weighted = scale_and_mask(plain, site["scale"] / plate)
-        found[f"weighted.{name}"] = weighted[:keep] if weighted.dim() else weighted[None]
-    return found
+        plain = _scale_and_mask(site["fn"].log_prob(site["value"]), site, 1.0)
+        # a plate multiplies by N / B; the rest of the scale is the program's own, as in a
+        # tempered likelihood
+        weighted = plain * (site["scale"] / _plate_scale(site))
+        terms[f"{PLAIN}{name}"] = _first(plain, batch.num_new)
+        terms[f"{WEIGHTED}{name}"] = _first(weighted, batch.num_new)
+    return terms
 
 
-def _weighted(site: Any) -> Tensor:
-    """Return the log-density at a sample statement as it enters the joint one."""
-    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+def _first(terms: Tensor, num: int | None) -> Tensor:
+    """Return the first terms, all of them where ``num`` is ``None``; a number becomes (1,)."""
+    return terms[:num] if terms.dim() else terms[None]
 
 
-def _frames(site: Any, size: str) -> list[int]:
-    return [
-        getattr(frame, size) or frame.size for frame in site["cond_indep_stack"] if frame.vectorized
-    ]
+def _scale_and_mask(log_prob: Tensor, site: Site, scale: float | Tensor) -> Tensor:
+    terms: Tensor = scale_and_mask(log_prob, scale, site["mask"])  # type: ignore[no-untyped-call]
+    return terms
 
 
-def _rows(probe: Run, device: torch.device) -> list[tuple[Tensor | None, int | None]]:
-    """Return the minibatches that make all the data, and how many rows of each count; the last one may start anew."""
+def _plates(site: Site) -> list[CondIndepStackFrame]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _full_size(plates: list[CondIndepStackFrame]) -> int:
+    return math.prod(frame.full_size or frame.size for frame in plates)
+
+
+def _num_data(site: Site) -> int:
+    """Return the number of examples that the plates of a site stand for; 0 without a plate."""
+    plates = _plates(site)
+    if not plates:
+        return 0
+    return _full_size(plates)
+
+
+def _plate_scale(site: Site) -> float:
+    """Return N / B, the factor by which plates scale a minibatch."""
+    plates = _plates(site)
+    return _full_size(plates) / math.prod(frame.size for frame in plates)
+
+
+def _batches_of_all_data(probe: Recording, device: torch.device) -> list[_Batch]:
+    """Return minibatches of the size that the program draws, which together make all the data."""
     if not probe.minibatches:
-        return [(None, None)]
-    (size, batch), *more = probe.minibatches.values()
-    inside = [
-        name
-        for name, site in probe.sites.items()
-        if name not in probe.observed()
-        and any(frame.name in probe.minibatches for frame in site["cond_indep_stack"])
-    ]
-    if more or inside:
+        return [_Batch(None, None)]
+    plate, *others = probe.minibatches.values()
+    inside = []
+    for name, site in probe.sites.items():
+        names = {frame.name for frame in site["cond_indep_stack"]}
+        if name not in probe.observed and names & probe.minibatches.keys():
+            inside.append(name)
+    if others or inside:
+        around = f" around the latent sites {', '.join(inside)}" if inside else ""
         raise ValueError(
-            f"log_densities: the plates {', '.join(probe.minibatches)} draw minibatches"
-            + (f" around the latent sites {', '.join(inside)}" if inside else "")
-            + "; build the model without subsample_size to evaluate it on all the data"
+            f"log_densities: the plates {', '.join(probe.minibatches)} draw minibatches{around}; "
+            "build the model without subsample_size to evaluate it on all the data"
         )
-    everything = torch.arange(size + batch, device=device) % size
-    return [
-        (everything[start : start + batch], min(batch, size - start))
-        for start in range(0, size, batch)
-    ]
+    batches = []
+    cyclic = torch.arange(plate.size + plate.batch_size, device=device) % plate.size
+    for start in range(0, plate.size, plate.batch_size):
+        rows = cyclic[start : start + plate.batch_size]
+        batches.append(_Batch(rows, min(plate.batch_size, plate.size - start)))
+    return batches
 
 
-def _require_complete(probe: Run, sites: Mapping[str, Tensor]) -> None:
-    """Refuse data or draws that are not those of the program."""
-    observed = probe.observed()
-    if not observed:
+def _require_complete(probe: Recording, sites: Mapping[str, Tensor]) -> None:
+    """Raise if data or draws are not those of the program."""
+    if not probe.observed:
         raise ValueError(
-            "log_densities: the model observes nothing when it is called with the data; expected data=(x, y)"
+            "log_densities: the model observes nothing when it is called with the data; "
+            "expected data=(x, y)"
         )
-    missing = [
-        name for name, site in probe.sites.items() if not site["is_observed"] and name not in sites
-    ]
+    missing = [name for name in probe.latent if name not in sites]
     if missing:
         raise ValueError(
-            f"log_densities: there are no draws of {', '.join(missing)}; there are {', '.join(sites)}"
+            f"log_densities: expected draws of all latent sites, but {', '.join(missing)} "
+            f"have none; there are draws of {', '.join(sites)}"
         )
-    for name, site in observed.items():
-        expected, received = tuple(site["fn"].shape()), tuple(site["value"].shape)
+    for name, site in probe.observed.items():
+        expected, received = tuple(shape_of(site["fn"])), tuple(site["value"].shape)
         if expected != received:
             raise ValueError(
-                f"log_densities: the data at site {name!r} have the shape {received}, their distribution has {expected}"
+                f"log_densities: expected data of shape {expected} at site {name!r}, the shape "
+                f"of their distribution, got {received}"
             )
-
-
-def _draws_indices(site: Any) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def _auxiliary(site: Any) -> bool:
-    return bool(site["infer"].get("is_auxiliary"))
-
-
-def _no_density(sites: Mapping[str, Any]) -> str:
-    """Return why the log-densities of a guide's sites do not add up to that of its draws; empty if they do."""
-    points = [
-        type(site["fn"]).__name__ == "Delta" for site in sites.values() if not _auxiliary(site)
-    ]
-    hidden = any(map(_auxiliary, sites.values()))
-    if hidden and not all(points):
-        return (
-            "the guide has auxiliary variables, over which its density would have to be integrated"
-        )
-    return (
-        "the guide is a point estimate, which has no density" if any(points) and not hidden else ""
-    )
-
-
-# Numbers in flight over all draws of a chunk.
-_CHUNK = 8_000_000

@@ -16,6 +16,7 @@ from pyro_bnn.network import BayesianNet
 from pyro_bnn.runtime.handlers import FixedSites
 from pyro_bnn.runtime.program import Program, Site, sample_sites, shape_of
 from pyro_bnn.runtime.rng import fork_rng
+from pyro_bnn.runtime.tensor_dicts import concatenate
 from pyro_bnn.variational.parameters import LocalParamStore
 
 from .components import Components, components_of
@@ -102,11 +103,15 @@ class DrawSource:
 
     def choose(self, num: int) -> Tensor:
         """Return indices for :meth:`take`; of stored draws a random choice."""
-        return torch.arange(num) if self.stored is None else self.stored.choose(num)
+        if self.stored is None:
+            return torch.arange(num)
+        return self.stored.choose(num)
 
     def take(self, index: Tensor) -> dict[str, Tensor]:
         """Return the stored draws with these indices, or as many new draws from the guide."""
-        return self.draw_guide(len(index)) if self.stored is None else self.stored.take(index)
+        if self.stored is None:
+            return self.draw_guide(len(index))
+        return self.stored.take(index)
 
     def draw_guide(self, num: int) -> dict[str, Tensor]:
         """Return independent draws from the guide, (num, ...) for every latent site."""
@@ -158,10 +163,7 @@ class DrawSource:
             with self.isolated(int(torch.randint(2**62, (), generator=generator))):
                 sites = self.take(chunk)
                 batches = [self.predict_batch(sites, batch) for batch in torch.split(x, examples)]
-            components = {}
-            for name in batches[0]:
-                components[name] = torch.cat([batch[name] for batch in batches], dim=1)
-            yield components
+            yield concatenate(batches, dim=1)
 
     def predict_batch(self, sites: Mapping[str, Tensor], x: Tensor) -> Components:
         """Return the predictions of each draw for a batch of inputs, (draw, n, ...)."""

@@ -19,6 +19,7 @@ from pyro_bnn import priors
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.runtime.copying import deepcopy_together
 from pyro_bnn.runtime.program import Program, sample_sites
+from pyro_bnn.runtime.tensor_dicts import concatenate, map_tensors
 from pyro_bnn.runtime.tensor_files import restore_tensors, save_tensors
 from pyro_bnn.variational.elbo import ELBOModule
 from pyro_bnn.variational.guide import GuideWithMoments, Moments
@@ -79,9 +80,7 @@ class Posterior:
             guide: a module or a function.
             example: the arguments of the guide, if it needs any.
         """
-        if isinstance(guide, Reparameterized):
-            guide = guide.guide
-        model, guide = deepcopy_together(model, guide)
+        model, guide = deepcopy_together(model, _guide_inside(guide))
         source = DrawSource(model, guide, example=copy.deepcopy(example))
         if not isinstance(guide, nn.Module):
             source.copy_parameters_from_store()
@@ -110,8 +109,8 @@ class Posterior:
         """
         require_rectangular(draws)
         if isinstance(model, BayesianNet):
-            _require_sites(model, {name: tuple(value.shape[2:]) for name, value in draws.items()})
-        copies = {name: value.detach().clone() for name, value in draws.items()}
+            _require_sites(model, draws)
+        copies = map_tensors(lambda value: value.detach().clone(), draws)
         source = DrawSource(copy.deepcopy(model), stored=StoredDraws(copies))
         return cls(source, statistics, facts)
 
@@ -124,7 +123,7 @@ class Posterior:
         Pass a copy of the loss where it is still needed.
         """
         loss = loss.to(device)
-        guide = loss.guide.guide if isinstance(loss.guide, Reparameterized) else loss.guide
+        guide = _guide_inside(loss.guide)
         arguments = tuple(argument.to(device) for argument in example)
         return cls(DrawSource(loss.model, guide, None, loss.param_store, arguments))
 
@@ -137,7 +136,7 @@ class Posterior:
             return self.source.stored.sites
         with self.source.isolated(0):
             sites = self.source.draw_guide(GUIDE_DRAWS)
-        return {name: value[None] for name, value in sites.items()}
+        return map_tensors(lambda value: value[None], sites)
 
     def sample(self, num: int, seed: int = 0) -> dict[str, Tensor]:
         """Return draws of every weight and of the sites it is made of, (num, ...).
@@ -203,7 +202,9 @@ class Posterior:
             ValueError: if a weight has no variance, as in a point estimate.
         """
         moments = self.moments()
-        names = self.model.names if isinstance(self.model, BayesianNet) else list(moments)
+        names = list(moments)
+        if isinstance(self.model, BayesianNet):
+            names = self.model.names
         gaussians = {}
         for name in names:
             mean, variance = moments[name]
@@ -286,13 +287,12 @@ class Posterior:
         num = available if draws is None else draws
         if not 1 <= num <= available:
             raise ValueError(f"functions: expected draws from 1 to {available}, got {num}")
-        index = torch.arange(num) if stored is None else stored.last(num)
+        index = torch.arange(num)
+        if stored is not None:
+            index = stored.last(num)
         chunks = list(self.source.predict_in_chunks(x, index, seed))
-        values = {}
-        for name in chunks[0]:
-            pooled = torch.cat([chunk[name] for chunk in chunks])
-            values[name] = torch.unflatten(pooled, 0, (chains, num))
-        return values
+        pooled = concatenate(chunks)
+        return map_tensors(lambda value: torch.unflatten(value, 0, (chains, num)), pooled)
 
     # --- disk -------------------------------------------------------------------------------------
 
@@ -329,8 +329,9 @@ class Posterior:
         if saved.draws:
             guide = None
         model, guide = deepcopy_together(model, guide)
-        stored = StoredDraws(saved.draws) if saved.draws else None
-        source = DrawSource(model, guide, stored, example=saved.example)
+        source = DrawSource(model, guide, example=saved.example)
+        if saved.draws:
+            source.stored = StoredDraws(saved.draws)
         if guide is not None:
             # a first call, in which functions declare parameters and stock autoguides are built
             with source.isolated(0):
@@ -346,8 +347,14 @@ class Posterior:
         return named_tensors(draws, self.statistics, source.example, programs)
 
 
-def _require_sites(model: BayesianNet, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _guide_inside(guide: Program) -> Program:
+    """Return the guide itself, where it is wrapped for local reparameterization."""
+    return guide.guide if isinstance(guide, Reparameterized) else guide
+
+
+def _require_sites(model: BayesianNet, draws: Mapping[str, Tensor]) -> None:
     """Raise unless draws have the names and shapes of the latent sites of the network."""
+    shapes = {name: tuple(value.shape[2:]) for name, value in draws.items()}
     expected = {}
     for name, site in sample_sites(poutine.trace(model.initialize).get_trace()):
         if not site["is_observed"]:

@@ -95,9 +95,9 @@ class Prediction:
     def interval(self, level: float = 0.9, points: int = 40) -> tuple[Tensor, Tensor]:
         """Return the central interval that contains y with probability ``level``.
 
-        Its ends are quantiles of the mixture of all drawn predictions, found by
-        :func:`~pyro_bnn.posterior.quantile_search.quantiles`. The predictions are made again with the
-        same seed for each of its three grids, so memory does not grow with the number of draws.
+        Its ends are quantiles of the mixture of all drawn predictions; see
+        :mod:`pyro_bnn.posterior.quantile_search`. The predictions are made again with the same seed
+        for each of the three grids, so memory does not grow with the number of draws.
 
         Args:
             level: the probability of the interval, between 0 and 1.
@@ -127,7 +127,7 @@ class Prediction:
             raise ValueError(
                 "log_prob: known for categorical, Bernoulli and Gaussian likelihoods only"
             )
-        expected = self.mean.shape[:-1] if self.kind == "classes" else self.mean.shape
+        expected = self.total.shape  # unlike the mean it has no axis of classes
         if y.shape != expected:
             raise ValueError(
                 f"log_prob: expected y of shape {tuple(expected)}, got {tuple(y.shape)}"

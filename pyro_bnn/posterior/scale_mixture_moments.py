@@ -47,6 +47,7 @@ def weight_moments(
             weight ``NAME``; every other site is a weight itself.
         slabs: the slab width of each regularised horseshoe weight.
     """
+    slabs = slabs or {}
     mixtures = [name.removesuffix(UNIT) for name in sites if name.endswith(UNIT)]
     moments = {}
     for name, distribution in sites.items():
@@ -54,8 +55,8 @@ def weight_moments(
         base = _base(distribution)
         if name.endswith(UNIT):
             scales = _scales_of(weight, sites)
-            slab = None if slabs is None else slabs.get(weight)
-            moments[weight] = _mixture_moments(base, _scale_moments(scales, slab))
+            scale_moments = _scale_moments(scales, slabs.get(weight))
+            moments[weight] = _mixture_moments(base, scale_moments)
         elif not _is_part_of(name, mixtures):
             moments[name] = Moments(base.mean, base.variance)
     return moments
@@ -95,7 +96,10 @@ def _scale_moments(scales: Mapping[str, Distribution], slab: Tensor | None) -> _
 
     The two sites of a decomposed half-Cauchy scale enter by their square roots.
     """
-    powers = {name: 0.5 if name.endswith("gamma") else 1.0 for name in scales}
+    powers = dict.fromkeys(scales, 1.0)
+    for name in scales:
+        if name.endswith("gamma"):
+            powers[name] = 0.5
     if slab is not None:
         return _bounded_scale_moments(scales, powers, slab)
     firsts, seconds = [], []

@@ -48,11 +48,8 @@ def named_tensors(
         example: likewise.
         programs: by name. Programs that are modules have a state; of functions nothing is saved.
     """
-    groups: dict[str, Mapping[str, Tensor]] = {
-        "draws": draws,
-        "statistics": statistics,
-        "example": {str(index): argument for index, argument in enumerate(example)},
-    }
+    arguments = {str(index): argument for index, argument in enumerate(example)}
+    groups = {"draws": draws, "statistics": statistics, "example": arguments}
     for name, program in programs.items():
         if isinstance(program, nn.Module):
             groups[name] = program.state_dict()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bnn.runtime.tensor_dicts import map_tensors
+
 __all__ = ["StoredDraws"]
 
 
@@ -47,12 +49,13 @@ class StoredDraws:
         indices = torch.arange(len(self)).view(self.chains, self.per_chain)
         return indices[:, self.per_chain - num :].flatten()
 
+    def evenly_spaced(self, num: int) -> Tensor:
+        """Return the indices of ``num`` draws at equal distances, over all chains."""
+        return (torch.arange(num, dtype=torch.float64) * len(self) / num).long()
+
     def take(self, index: Tensor) -> dict[str, Tensor]:
         """Return the draws with these indices, (draw, ...)."""
-        pooled = {}
-        for name, value in self.sites.items():
-            pooled[name] = value.flatten(0, 1)[index.to(value.device)]
-        return pooled
+        return map_tensors(lambda value: value.flatten(0, 1)[index.to(value.device)], self.sites)
 
 
 def require_rectangular(draws: Mapping[str, Tensor]) -> None:

@@ -23,8 +23,9 @@ from torch.distributions import (
 
 from pyro_bnn.runtime.handlers import FixedSites
 from pyro_bnn.runtime.program import Site, shape_of
+from pyro_bnn.runtime.tensor_dicts import stack
 
-__all__ = ["for_each_draw", "stack_draws", "vectorized_draws"]
+__all__ = ["for_each_draw", "vectorized_draws"]
 
 Gaussian = Normal | MultivariateNormal | LowRankMultivariateNormal
 
@@ -48,15 +49,7 @@ def for_each_draw(
         results = []
         for index in range(len(next(iter(draws.values())))):
             results.append(function({name: value[index] for name, value in draws.items()}))
-        return stack_draws(results)
-
-
-def stack_draws(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of each name, stacked along a new first axis."""
-    stacked = {}
-    for name in draws[0]:
-        stacked[name] = torch.stack([draw[name] for draw in draws])
-    return stacked
+        return stack(results)
 
 
 def vectorized_draws() -> FixedSites:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypedDict, cast
 
 import pyro.distributions as dist
@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 
-__all__ = ["Program", "Site", "is_subsample", "sample_sites", "shape_of"]
+__all__ = ["Program", "Site", "is_subsample", "sample_sites", "shape_of", "values_of"]
 
 
 class Program(Protocol):
@@ -49,6 +49,14 @@ def shape_of(distribution: torch.distributions.Distribution) -> torch.Size:
 def is_subsample(site: Site) -> bool:
     """Return whether a statement draws the indices of a plate's minibatch."""
     return type(site["fn"]).__name__ == "_Subsample"
+
+
+def values_of(sites: Mapping[str, Site]) -> dict[str, Any]:
+    """Return the value of every statement."""
+    values = {}
+    for name, site in sites.items():
+        values[name] = site["value"]
+    return values
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:

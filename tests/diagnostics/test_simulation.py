@@ -264,7 +264,7 @@ def test_what_cannot_be_simulated():
         )
     with pytest.raises(ValueError, match="10 simulations and 1 draw"):
         simulate(MODEL, good, X, 9)
-    with pytest.raises(ValueError, match="no site 'w'; there are weight, bias"):
+    with pytest.raises(ValueError, match="no site 'w'; the sites are weight, bias"):
         simulate(MODEL, good, X, sites=["w"], progress=False)
     with pytest.raises(ValueError, match="at least 99 draws, got one of 63"):
         simulate(MODEL, good, X, draws=99, progress=False)
