@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +11,38 @@ from torch import Tensor, nn
 
 from pyro_bnn import likelihoods, priors
 from pyro_bnn.network import BayesianNet
+from pyro_bnn.priors import Prior, PriorMapping
 
-__all__ = ["LeNet5", "LeNet300100", "lenet_5", "lenet_300_100"]
+__all__ = ["LeNet5", "LeNet5Sizes", "LeNet300100", "LeNet300100Sizes", "lenet_5", "lenet_300_100"]
+
+
+class LeNet300100Sizes(TypedDict, total=False):
+    """The arguments of :class:`LeNet300100`."""
+
+    inputs: int
+    hidden: tuple[int, int]
+    outputs: int
+
+
+class LeNet5Sizes(TypedDict, total=False):
+    """The arguments of :class:`LeNet5`."""
+
+    size: int
+    channels: int
+    filters: tuple[int, int]
+    hidden: int
+    outputs: int
 
 
 class LeNet300100(nn.Module):
-    """Two dense hidden layers of 300 and 100 units: 266,200 weights for MNIST.
+    """LeNet-300-100: two dense hidden layers of 300 and 100 units; 266,200 weights for MNIST.
 
     x (batch, ...) -> logits (batch, outputs).
 
     Args:
-        inputs: pixels of an image.
-        hidden: the widths of the hidden layers.
-        outputs: classes.
+        inputs: The number of pixels of an image.
+        hidden: The widths of the hidden layers.
+        outputs: The number of classes.
     """
 
     def __init__(
@@ -37,21 +57,27 @@ class LeNet300100(nn.Module):
         """Return the logits."""
         h = F.relu(self.fc1(x.flatten(1)))
         h = F.relu(self.fc2(h))
-        return self.fc3(h)
+        logits: Tensor = self.fc3(h)
+        return logits
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as in Caffe: convolutions of 20 and 50 filters, 500 hidden units, a ReLU after every layer; 430,500
-    weights for MNIST.
+    """LeNet-5 as in Caffe: convolutions of 20 and 50 filters, then 500 hidden units.
 
-    x (batch, channels, size, size) or flattened (batch, channels * size * size) -> logits (batch, outputs).
+    A ReLU follows every layer but the last. The network has 430,500 weights for MNIST.
+
+    x (batch, channels, size, size) or flattened (batch, channels * size * size) -> logits (batch,
+    outputs).
 
     Args:
-        size: of the square images.
-        channels: of the images.
-        filters: of the two convolutions.
-        hidden: units of the dense layer.
-        outputs: classes.
+        size: The height and width of the images, in pixels; at least 16.
+        channels: The number of channels of the images.
+        filters: The numbers of filters of the two convolutions.
+        hidden: The number of units of the dense hidden layer.
+        outputs: The number of classes.
+
+    Raises:
+        ValueError: If the images are too small for two convolutions.
     """
 
     def __init__(
@@ -63,72 +89,83 @@ class LeNet5(nn.Module):
         outputs: int = 10,
     ) -> None:
         super().__init__()
-        self.image = (channels, size, size)
-        left = (
-            (size - 4) // 2 - 4
-        ) // 2  # two convolutions of 5 without padding, each followed by pooling of 2
-        if left < 1:
+        # two convolutions of 5 without padding, each followed by pooling of 2
+        final_size = ((size - 4) // 2 - 4) // 2
+        if final_size < 1:
             raise ValueError(
-                f"LeNet5: images of {size} x {size} pixels vanish in two convolutions of 5 x 5; use size >= 16"
+                f"LeNet5: images of {size} x {size} pixels vanish in two convolutions of 5 x 5; "
+                "use size >= 16"
             )
+        self.image_shape = (channels, size, size)
         self.conv1 = nn.Conv2d(channels, filters[0], 5)
         self.conv2 = nn.Conv2d(filters[0], filters[1], 5)
-        self.fc1 = nn.Linear(filters[1] * left * left, hidden)
+        self.fc1 = nn.Linear(filters[1] * final_size**2, hidden)
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        h = F.max_pool2d(F.relu(self.conv1(x.reshape(-1, *self.image))), 2)
+        h = F.max_pool2d(F.relu(self.conv1(x.reshape(-1, *self.image_shape))), 2)
         h = F.max_pool2d(F.relu(self.conv2(h)), 2)
         h = F.relu(self.fc1(h.flatten(1)))
-        return self.fc2(h)
+        logits: Tensor = self.fc2(h)
+        return logits
 
 
-def lenet_300_100(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
-    """Return LeNet-300-100 as a Pyro model: a log-uniform prior (or another) on the weights, biases learned,
-    categorical likelihood.
+def lenet_300_100(
+    num_data: int, prior: Prior | PriorMapping | None = None, **sizes: Unpack[LeNet300100Sizes]
+) -> BayesianNet:
+    """Return LeNet-300-100 as a Pyro model with a categorical likelihood.
 
-    The means start at N(0, 0.01^2), as in the original Sparse VD code.
-
-    Args:
-        num_data: the number of examples in the data set.
-        prior: of the weights; a mapping chooses per layer, ``{"fc1.weight": ..., "fc2.weight": ..., "fc3.weight":
-            ...}``.
-        sizes: those of :class:`LeNet300100`.
-    """
-    chosen = priors.LogUniform() if prior is None else prior
-    by_layer: dict[Any, Any] = {"fc1.weight": chosen, "fc2.weight": chosen, "fc3.weight": chosen}
-    net = _small_weights(LeNet300100(**sizes))
-    return BayesianNet(
-        net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data
-    )
-
-
-def lenet_5(num_data: int, prior: Any = None, **sizes: Any) -> BayesianNet:
-    """Return LeNet-5 as a Pyro model: a log-uniform prior (or another) on kernels and weights, biases learned,
-    categorical likelihood.
+    The weights have a log-uniform prior by default; biases are learned. Posterior means start at
+    draws from N(0, 0.01^2), as in the original code of Sparse Variational Dropout.
 
     Args:
-        num_data: the number of examples in the data set.
-        prior: of the weights; a mapping chooses per layer.
-        sizes: those of :class:`LeNet5`.
+        num_data: The number of examples in the data set.
+        prior: The prior of the weights. A mapping chooses per layer,
+            ``{"fc1.weight": ..., "fc2.weight": ..., "fc3.weight": ...}``.
+        sizes: The arguments of :class:`LeNet300100`.
     """
-    chosen = priors.LogUniform() if prior is None else prior
-    by_layer: dict[Any, Any] = {
-        "conv1.weight": chosen,
-        "conv2.weight": chosen,
-        "fc1.weight": chosen,
-        "fc2.weight": chosen,
-    }
-    net = _small_weights(LeNet5(**sizes))
-    return BayesianNet(
-        net, prior if isinstance(prior, dict) else by_layer, likelihoods.Categorical(), num_data
-    )
+    if prior is None:
+        prior = priors.LogUniform()
+    if not isinstance(prior, Mapping):
+        prior = {"fc1.weight": prior, "fc2.weight": prior, "fc3.weight": prior}
+    net = LeNet300100(**sizes)
+    _start_small(net)
+    return BayesianNet(net, prior, likelihoods.Categorical(), num_data)
+
+
+def lenet_5(
+    num_data: int, prior: Prior | PriorMapping | None = None, **sizes: Unpack[LeNet5Sizes]
+) -> BayesianNet:
+    """Return LeNet-5 as a Pyro model with a categorical likelihood.
+
+    Kernels and weights have a log-uniform prior by default; biases are learned. Posterior means
+    start as in :func:`lenet_300_100`.
+
+    Args:
+        num_data: The number of examples in the data set.
+        prior: The prior of kernels and weights. A mapping chooses per layer.
+        sizes: The arguments of :class:`LeNet5`.
+    """
+    if prior is None:
+        prior = priors.LogUniform()
+    if not isinstance(prior, Mapping):
+        prior = {
+            "conv1.weight": prior,
+            "conv2.weight": prior,
+            "fc1.weight": prior,
+            "fc2.weight": prior,
+        }
+    net = LeNet5(**sizes)
+    _start_small(net)
+    return BayesianNet(net, prior, likelihoods.Categorical(), num_data)
 
 
 @torch.no_grad()
-def _small_weights(net: nn.Module, scale: float = 0.01) -> nn.Module:
-    """Start weights at N(0, scale^2) and biases at zero."""
+def _start_small(net: nn.Module, scale: float = 0.01) -> None:
+    """Draw the weights from N(0, scale^2) and set the biases to zero."""
     for parameter in net.parameters():
-        parameter.normal_(0.0, scale) if parameter.dim() > 1 else parameter.zero_()
-    return net
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, scale)
+        else:
+            parameter.zero_()

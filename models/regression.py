@@ -1,8 +1,9 @@
-"""Bayesian regression, written by hand with ``pyro.sample``: the whole generative story in a dozen lines."""
+"""Bayesian regression written by hand with ``pyro.sample``: a whole generative story in a page."""
+
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -10,28 +11,32 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_bnn.runtime.program import Program
+
 __all__ = ["linear_regression", "mlp_regression"]
 
 
 def linear_regression(
     num_data: int, inputs: int = 1, prior_scale: float = 1.0, noise: float = 0.3
-) -> Callable[..., Tensor]:
-    r"""Return the model :math:`y_n = w^T x_n + b + \epsilon_n`, with Gaussian priors and known Gaussian noise.
+) -> Program:
+    r"""Return the program of :math:`y_n = w^T x_n + b + \epsilon_n`.
 
-    x (batch, inputs), y (batch,). Its posterior is Gaussian and known in closed form, so it is where approximations are
-    tried first.
+    The priors are Gaussian and the noise is Gaussian of known scale. The posterior is therefore
+    Gaussian with a closed form, which makes this the model to try approximations on first.
+
+    x (batch, inputs), y (batch,); the program returns the means (batch,).
 
     Args:
-        num_data: the number of examples in the data set.
-        inputs: the number of inputs.
-        prior_scale: the standard deviation of w and b.
-        noise: the standard deviation of the noise.
+        num_data: The number of examples in the data set.
+        inputs: The number of inputs.
+        prior_scale: The standard deviation of w and b.
+        noise: The standard deviation of the noise.
     """
 
     def model(x: Tensor, y: Tensor | None = None) -> Tensor:
         weight = pyro.sample("weight", dist.Normal(x.new_zeros(inputs), prior_scale).to_event(1))
         bias = pyro.sample("bias", dist.Normal(x.new_zeros(()), prior_scale))
-        batch: Any = range(len(x))  # the examples that were handed in stand for all num_data
+        batch: Any = range(len(x))  # the given examples stand for all num_data
         with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
             mean = x @ weight + bias
             pyro.sample("y", dist.Normal(mean, noise), obs=y)
@@ -42,18 +47,20 @@ def linear_regression(
 
 def mlp_regression(
     num_data: int, inputs: int = 1, hidden: int = 32, noise: float | None = None
-) -> Callable[..., Tensor]:
-    r"""Return the model :math:`y_n = v^T \max(0, W x_n + b) + c + \epsilon_n` with one hidden layer.
+) -> Program:
+    r"""Return the program of :math:`y_n = v^T \max(0, W x_n + b) + c + \epsilon_n`.
 
-    x (batch, inputs), y (batch,). W, b and c are standard normal, and the variance 4 / H of the H weights v falls with
-    the width, so that the functions have one scale whatever the width. The noise is known, or inferred under a
+    W, b and c are standard normal. The variance 4 / H of the H weights v decreases with the width,
+    so that the functions have one scale whatever the width. The noise is known, or inferred under a
     half-normal prior.
 
+    x (batch, inputs), y (batch,); the program returns the means (batch,).
+
     Args:
-        num_data: the number of examples in the data set.
-        inputs: the number of inputs.
-        hidden: H, the number of hidden units.
-        noise: the standard deviation of the noise; ``None`` infers it, at the site ``"noise"``.
+        num_data: The number of examples in the data set.
+        inputs: The number of inputs.
+        hidden: The number H of hidden units.
+        noise: The standard deviation of the noise; ``None`` infers it, at the site ``"noise"``.
     """
 
     def model(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -62,7 +69,7 @@ def mlp_regression(
         w2 = pyro.sample("w2", dist.Normal(x.new_zeros(hidden), 2 * hidden**-0.5).to_event(1))
         b2 = pyro.sample("b2", dist.Normal(x.new_zeros(()), 1.0))
         sigma = pyro.sample("noise", dist.HalfNormal(x.new_ones(()))) if noise is None else noise
-        batch: Any = range(len(x))
+        batch: Any = range(len(x))  # the given examples stand for all num_data
         with pyro.plate("data", len(x) if y is None else num_data, subsample=batch):
             mean = torch.relu(x @ w1 + b1) @ w2 + b2
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .distributions import as_event
 from .priors import Elementwise
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "LikelihoodWithSites"]
@@ -123,5 +124,4 @@ def _drop_last_axis(outputs: Tensor) -> Tensor:
 
 def _per_example(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
     """Make everything but the first axis one event."""
-    event: dist.TorchDistribution = distribution.to_event(len(distribution.batch_shape) - 1)
-    return event
+    return as_event(distribution, len(distribution.batch_shape) - 1)

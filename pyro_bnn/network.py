@@ -229,7 +229,7 @@ class BayesianNet(PyroModule):
     def _initial(self, site: WeightSite) -> Tensor:
         """Return where the unit of a weight starts: its value divided by the initial scales."""
         owner, attribute = owner_of(self._network, site.name)
-        weight = getattr(owner, attribute)
+        weight: Tensor = getattr(owner, attribute)
         with poutine.block(), initial_values(site.name, torch.ones_like(weight)):
             scale = self._draw(site)
         return weight / scale
@@ -241,8 +241,10 @@ class BayesianNet(PyroModule):
         substitutes = {}
         for site in self.sites:
             substitutes.update(dict.fromkeys(site.aliases, weights[site.name]))
+        outputs: Tensor
         if self._all_read:
-            return torch.func.functional_call(self.net, substitutes, (x,), tie_weights=False)
+            outputs = torch.func.functional_call(self.net, substitutes, (x,), tie_weights=False)
+            return outputs
         with _RecordReads() as reads:
             outputs = torch.func.functional_call(self.net, substitutes, (x,), tie_weights=False)
         unread = [name for name, weight in weights.items() if id(weight) not in reads.tensors]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import zipfile
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -146,14 +147,15 @@ def _require_whole_archive(content: bytes) -> None:
 
 def _require_sound_members(archive: np.lib.npyio.NpzFile) -> None:
     """Refuse surplus bytes, too many of them, wrong checksums, and a missing array."""
-    members = archive.zip.infolist()
+    zipped = cast("zipfile.ZipFile", archive.zip)
+    members = zipped.infolist()
     if min(member.header_offset for member in members) != 0:
         raise ValueError("other bytes before the zip archive")
     if sum(member.file_size for member in members) > LARGEST_FILE:
         raise ValueError(f"more than {LARGEST_FILE} bytes once unpacked")
     # Before any array is read: zipfile compares checksums at the end of a member, and a damaged
     # numpy header can make the array end earlier.
-    damaged = archive.zip.testzip()
+    damaged = zipped.testzip()
     if damaged:
         raise ValueError(f"{damaged} with a wrong checksum")
     missing = [field for field in _FIELDS if field not in archive.files]

@@ -21,3 +21,4 @@ from .point import Point as Point
 from .quadrature import normal_quadrature as normal_quadrature
 from .truncated import TruncatedLogNormal as TruncatedLogNormal
 from .truncated import TruncatedLogUniform as TruncatedLogUniform
+from .typed import as_event as as_event

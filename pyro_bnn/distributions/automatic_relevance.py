@@ -9,13 +9,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
 from .dropout import GaussianDropout
 from .improper import refusing
 from .multiplicative_noise import MEAN_OFFSET
 from .shapes import Shape, broadcast_shapes
+from .typed import register_kl
 
 __all__ = ["AutomaticRelevance", "kl_automatic_relevance"]
 

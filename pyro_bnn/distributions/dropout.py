@@ -9,10 +9,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
 
 from .log_uniform import LogUniform
 from .shapes import Shape, broadcast_shapes
+from .typed import register_kl
 
 __all__ = ["BernoulliDropout", "GaussianDropout"]
 
@@ -166,7 +166,8 @@ class BernoulliDropout(TorchDistribution):
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """Real tensors of the shape of the weight."""
-        return constraints.independent(constraints.real, self.loc.dim())
+        axes = self.loc.dim()
+        return constraints.independent(constraints.real, axes)  # type: ignore[no-untyped-call]
 
     @property
     def mean(self) -> Tensor:
@@ -208,7 +209,9 @@ def _mask_shape(loc: Tensor, group_dim: int | None) -> torch.Size:
 
 
 @register_kl(BernoulliDropout, torch.distributions.Independent)
-def _kl_bernoulli_dropout_normal(q: BernoulliDropout, p: torch.distributions.Independent) -> Tensor:
+def _kl_bernoulli_dropout_normal(
+    q: BernoulliDropout, p: torch.distributions.Independent[torch.distributions.Distribution]
+) -> Tensor:
     prior = p.base_dist
     if not isinstance(prior, torch.distributions.Normal):
         raise NotImplementedError(

@@ -7,11 +7,11 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
 from .constants import LOG_2_PI_E
 from .quadrature import normal_quadrature
+from .typed import register_kl
 
 __all__ = ["half_cauchy_as_product"]
 
@@ -88,4 +88,5 @@ def half_cauchy_as_product(scale: float | Tensor) -> tuple[dist.Gamma, dist.Inve
     """
     scale = torch.as_tensor(scale)
     half, one = torch.full_like(scale, 0.5), torch.ones_like(scale)
-    return dist.Gamma(half, scale**-2), dist.InverseGamma(half, one)
+    inverse_gamma = dist.InverseGamma(half, one)  # type: ignore[no-untyped-call]
+    return dist.Gamma(half, scale**-2), inverse_gamma

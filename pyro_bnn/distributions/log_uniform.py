@@ -10,13 +10,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
 
 from .constants import EULER_GAMMA, LOG_2_PI_E
 from .improper import refusing
 from .log_uniform_kl import at_least_float32, kl_log_uniform
 from .multiplicative_noise import log_alpha
 from .shapes import Shape, broadcast_shapes
+from .typed import register_kl
 
 __all__ = ["LogUniform"]
 
@@ -87,7 +87,7 @@ class LogUniform(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_density = -value.abs().log() - 0.5 * (LOG_2_PI_E + EULER_GAMMA + math.log(2))
-        return log_density.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        return log_density.expand(broadcast_shapes(value.shape, self.batch_shape))
 
     sample = _without("draws")
     rsample = _without("reparameterized draws")

@@ -203,7 +203,7 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
         >>> kl_log_uniform(torch.tensor([-5.0, 0.0, 5.0]))
         tensor([3.1318, 0.4267, 0.0034])
     """
-    value, _ = _LogUniformKL.apply(at_least_float32(log_alpha))
+    value: Tensor = _LogUniformKL.apply(at_least_float32(log_alpha))[0]
     return value.to(log_alpha.dtype)
 
 

@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
 
 from .improper import refusing
 from .shapes import Shape, broadcast_shapes
+from .typed import register_kl
 
 __all__ = ["Flat", "Point"]
 
@@ -32,7 +32,9 @@ class Flat(dist.ImproperUniform):
     """
 
     def __init__(self, batch_shape: Shape = ()) -> None:
-        super().__init__(constraints.real, torch.Size(batch_shape), torch.Size())
+        super().__init__(  # type: ignore[no-untyped-call]
+            constraints.real, torch.Size(batch_shape), torch.Size()
+        )
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> Flat:
         """Return the same prior over a larger batch."""
@@ -87,10 +89,10 @@ def _kl_point_flat(q: Point, p: Flat) -> Tensor:
 
 
 @register_kl(torch.distributions.Normal, Flat)
-def _kl_normal_flat(q: torch.distributions.Normal, p: Flat) -> Tensor:
+def _kl_normal_flat(q: torch.distributions.Distribution, p: Flat) -> Tensor:
     return (-q.entropy()).expand(broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
 @register_kl(Point, torch.distributions.Normal)
-def _kl_point_normal(q: Point, p: torch.distributions.Normal) -> Tensor:
+def _kl_point_normal(q: Point, p: torch.distributions.Distribution) -> Tensor:
     return -p.log_prob(q.loc)

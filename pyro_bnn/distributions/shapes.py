@@ -16,4 +16,5 @@ def broadcast_shapes(first: torch.Size, second: torch.Size) -> torch.Size:
     """
     if first == second:
         return first
-    return torch.broadcast_shapes(first, second)
+    shape: torch.Size = torch.broadcast_shapes(first, second)  # type: ignore[no-untyped-call]
+    return shape

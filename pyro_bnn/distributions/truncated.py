@@ -14,12 +14,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
 from torch.distributions.utils import broadcast_all
 from torch.special import erfc, erfcx, ndtri
 
 from .constants import LOG_2_PI, LOG_2_PI_E
 from .shapes import Shape
+from .typed import register_kl
 
 __all__ = ["TruncatedLogNormal", "TruncatedLogUniform"]
 
@@ -36,7 +36,8 @@ class _Bounded(TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The interval from e^low to e^high."""
-        return constraints.interval(self.low.exp(), self.high.exp())
+        low, high = self.low.exp(), self.high.exp()
+        return constraints.interval(low, high)  # type: ignore[no-untyped-call]
 
     def _bounded_exp(self, log_z: Tensor) -> Tensor:
         """Return z in the dtype of the parameters, within the bounds even after rounding."""

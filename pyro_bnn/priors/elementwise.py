@@ -194,7 +194,7 @@ class GaussianMixture(nn.Module):
         return sample(name, mixture, shape)
 
 
-class Mixture(dist.MixtureSameFamily):
+class Mixture(dist.MixtureSameFamily):  # type: ignore[misc]
     """A mixture whose support is declared to be the real line, for guides and samplers."""
 
     support = constraints.real

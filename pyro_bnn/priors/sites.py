@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_bnn.distributions import as_event
+
 __all__ = [
     "Prior",
     "PriorMapping",
@@ -75,8 +77,7 @@ def sample_from(
 def _independent(
     distribution: dist.TorchDistribution, shape: Sequence[int]
 ) -> dist.TorchDistribution:
-    event: dist.TorchDistribution = distribution.expand(torch.Size(shape)).to_event(len(shape))
-    return event
+    return as_event(distribution.expand(torch.Size(shape)), len(shape))
 
 
 def standard_normal(name: str, shape: torch.Size, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import pyro.distributions as dist
 import torch
@@ -140,17 +140,18 @@ def _widths(text: str) -> list[int]:
 
 def _model(settings: Settings, num_data: int, sizes: _Sizes) -> BayesianNet:
     prior = _prior(settings)
+    arguments = cast("dict[str, Any]", sizes)  # exactly those that the chosen model takes
     match ModelName(settings.model):
         case ModelName.LENET_300_100:
-            return models.lenet_300_100(num_data, prior, **sizes)
+            return models.lenet_300_100(num_data, prior, **arguments)
         case ModelName.LENET_5:
-            return models.lenet_5(num_data, prior, **sizes)
+            return models.lenet_5(num_data, prior, **arguments)
         case ModelName.VGG:
-            return models.vgg(num_data, prior, **sizes)
+            return models.vgg(num_data, prior, **arguments)
         case ModelName.MLP:
-            return models.mlp_classifier(num_data, prior, **sizes)
+            return models.mlp_classifier(num_data, prior, **arguments)
         case ModelName.MLP_REGRESSION:
-            return models.mlp_regressor(num_data, prior, **sizes)
+            return models.mlp_regressor(num_data, prior, **arguments)
 
 
 # --- priors and guides ----------------------------------------------------------------------------
