@@ -13,12 +13,12 @@ from .pbnn.codec import load as load
 from .pbnn.codec import save as save
 from .pruning.graph import UnsupportedLayerError as UnsupportedLayerError
 from .pruning.graph import graph_of as graph_of
+from .pruning.noise_measures import group_measures as group_measures
+from .pruning.noise_measures import log_alpha as log_alpha
+from .pruning.posterior_pruning import keep_masks as keep_masks
+from .pruning.posterior_pruning import prune as prune
 from .pruning.pruned_network import LayerReport as LayerReport
 from .pruning.pruned_network import Pruned as Pruned
-from .pruning.noise_measures import group_measures as group_measures
-from .pruning.posterior_pruning import keep_masks as keep_masks
-from .pruning.noise_measures import log_alpha as log_alpha
-from .pruning.posterior_pruning import prune as prune
 from .pruning.restriction import restrict as restrict
 from .pruning.shrinking import EmptyNetworkError as EmptyNetworkError
 from .pruning.shrinking import Shrunk as Shrunk
