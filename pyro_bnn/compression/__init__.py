@@ -11,6 +11,7 @@ from .pbnn.codec import describe as describe
 from .pbnn.codec import encode as encode
 from .pbnn.codec import load as load
 from .pbnn.codec import save as save
+from .pruning.channels import EmptyNetworkError as EmptyNetworkError
 from .pruning.graph import UnsupportedLayerError as UnsupportedLayerError
 from .pruning.graph import graph_of as graph_of
 from .pruning.noise_measures import group_measures as group_measures
@@ -20,7 +21,6 @@ from .pruning.posterior_pruning import prune as prune
 from .pruning.pruned_network import LayerReport as LayerReport
 from .pruning.pruned_network import Pruned as Pruned
 from .pruning.restriction import restrict as restrict
-from .pruning.shrinking import EmptyNetworkError as EmptyNetworkError
 from .pruning.shrinking import Shrunk as Shrunk
 from .pruning.shrinking import shrink as shrink
 from .pruning.threshold_search import ChosenThresholds as ChosenThresholds

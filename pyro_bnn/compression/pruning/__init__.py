@@ -2,7 +2,7 @@
 
 To see how a network is pruned, read in this order:
 
-1. :mod:`~pyro_bnn.compression.pruning.noise_measures`: by what weights and groups are pruned;
+1. :mod:`~pyro_bnn.compression.pruning.noise_measures`: noise over signal, of weights and groups;
 2. :mod:`~pyro_bnn.compression.pruning.posterior_pruning`: ``prune``, from thresholds to the smaller
    network, and :mod:`~pyro_bnn.compression.pruning.pruned_network`, what it returns;
 3. :mod:`~pyro_bnn.compression.pruning.threshold_search`: thresholds from validation data;

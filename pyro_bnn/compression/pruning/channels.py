@@ -1,53 +1,54 @@
 """Channels: which are constants, which are needed, and which stay or go together.
 
 Every node of a graph in normal form has channels, axis 1 of its output: the units of a dense
-layer, the filters of a convolution, and behind a flattening blocks of features. This picture
-follows the channels of a residual block, ``h + conv2(relu(conv1(h)))`` with ``h = stem(x)``, in
-which pruning left some weights::
+layer, the filters of a convolution, and behind a flattening blocks of features. This page follows
+the channels of a residual block, ``h + conv2(relu(conv1(h)))`` with ``h = stem(x)``, in which most
+weights are zero. Below each layer stand the channels on which each of its units has a weight::
 
     x --> stem --+--> conv1 --> relu --> conv2 --> add --> head --> output
                  |                                  ^
                  +----------------------------------+
 
-    nonzero weights: stem 0, 2, 3 read x; conv1 0 reads stem 0 and 3; conv1 1 reads stem 1;
-                     conv2 0 and 2 read conv1 0; head reads add 0, 1 and 2. All others are zero.
+    unit 0  x         0, 3               0                 0, 2
+    unit 1  -         1                  -                 1
+    unit 2  x         -                  0
+    unit 3  x         -                  -
 
-    forward: the constants (``~`` varies with the input)
+**Forward: the constants.** A unit without a weight on a channel that varies is a constant: its bias
+(stem 1), or its bias plus weight times constant (conv1 1). An activation makes another constant of
+it. The sum of two constants is a constant (add 1); that of a constant and a channel that varies is
+not (add 3). A ``~`` varies with the input::
 
-        channel     stem    conv1   relu    conv2   add
-           0         ~       ~       ~       ~       ~
-           1        0.5     -0.2    0.0     0.3     0.8
-           2         ~      0.1     0.1      ~       ~
-           3         ~      0.1     0.1     0.3      ~
+    channel     stem    conv1   relu    conv2   add
+       0         ~       ~       ~       ~       ~
+       1        0.5     -0.2    0.0     0.3     0.8
+       2         ~      0.1     0.1      ~       ~
+       3         ~      0.1     0.1     0.3      ~
 
-        A unit without a weight on a channel that varies is a constant: its bias (stem 1), or its
-        bias plus weight times constant (conv1 1). relu makes another constant of it, the sum of
-        two constants is a constant (add 1), and that of a constant and a varying channel is not.
+**Backward: the needed channels.** The head needs the channels that it reads, 0 and 2. It does not
+need the constant add 1, since 0.8 can be folded into its bias. The addition needs the same channels
+of stem and conv2. conv2 0 and 2 need relu 0, relu 0 needs conv1 0, and conv1 0 needs stem 0 and 3.
+An ``x`` is needed::
 
-    backward: the needed channels (``x``)
+    channel     stem    conv1   relu    conv2   add
+       0         x       x       x       x       x
+       1         .       .       .       .       .
+       2         x       .       .       x       x
+       3         x       .       .       .       .
 
-        channel     stem    conv1   relu    conv2   add
-           0         x       x       x       x       x
-           1         .       .       .       .       .
-           2         x       .       .       x       x
-           3         x       .       .       .       .
+**Spaces: channels that stay or go together.** Channel 3 of the sum is channel 3 of both summands,
+and an activation has the channels of its input. These nodes share a :class:`Space`, in which a
+channel stays if any node needs it::
 
-        head needs add 0 and 2; the constant add 1 it needs not, as 0.8 moves into its bias. add
-        needs the same channels of stem and conv2. conv2 0 and 2 need relu 0, relu 0 needs conv1 0,
-        and conv1 0 needs stem 0 and 3.
+    {stem, conv2, add}    0, 2, 3 stay; 1 is removed
+    {conv1, relu}         0 stays; 1, 2, 3 are removed
 
-    spaces: channels that stay or go together
-
-        {stem, conv2, add}   channel 0 of the sum is channel 0 of both summands, so both sides of
-                             an addition keep what one of them needs: 0, 2, 3
-        {conv1, relu}        0
-
-    result: stem has 3 filters of 4, conv1 has 1 (reading 3), conv2 has 3 (reading 1), and head
-            reads 3.
+**Result.** The stem has 3 filters instead of 4. conv1 has 1 and reads 3 channels, conv2 has 3 and
+reads 1, and the head reads 3.
 
 The forward pass is :func:`~pyro_bnn.compression.pruning.constants.find_constants`, the backward
-pass :func:`~pyro_bnn.compression.pruning.needed.mark_needed`; the layers are then cut by
-:func:`~pyro_bnn.compression.pruning.shrinking.shrink`.
+pass :func:`~pyro_bnn.compression.pruning.needed.mark_needed`. Then
+:func:`~pyro_bnn.compression.pruning.shrinking.shrink` cuts the layers.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Channels:
 
 
 class ChannelFlow:
-    """What is known about the channels of a graph in normal form.
+    """The channels of all nodes of a graph in normal form.
 
     Attributes:
         module: as :func:`~pyro_bnn.compression.pruning.graph.graph_of` returns it.

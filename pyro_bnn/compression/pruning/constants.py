@@ -281,8 +281,8 @@ def _reshape_output(node: fx.Node, source: Channels) -> Channels | None:
 def require_varying_output(flow: ChannelFlow) -> None:
     """Raise an error if the outputs of a network do not depend on its inputs.
 
-    A channel that is no constant need not depend on the input: behind zero padding it may differ by
-    position. Dependence is therefore followed on its own.
+    A channel that is not a constant need not depend on the input: behind zero padding, it may
+    differ by position. Dependence is therefore followed separately.
 
     Raises:
         EmptyNetworkError: it names the first layer without a unit that depends on the inputs.

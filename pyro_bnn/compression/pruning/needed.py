@@ -40,7 +40,7 @@ def mark_needed(flow: ChannelFlow, keep_inputs: bool = False) -> None:
 
 
 def _mark_sources(flow: ChannelFlow, node: fx.Node) -> None:
-    """Mark the channels that a node reads for those of its own that are needed."""
+    """Mark the channels that a node reads to compute its needed channels."""
     channels = flow.channels.get(node)
     if channels is None:
         for source in flow.sources(node):

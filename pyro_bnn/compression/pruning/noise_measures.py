@@ -56,7 +56,7 @@ def group_measures(posterior: Posterior, by: GroupMeasure = "scale") -> dict[str
 
     Returns:
         A tensor for each weight under a group prior, which broadcasts to the weight; none for a
-        posterior of draws, in which the scales are not known.
+        posterior of draws, in which the scales are unknown.
 
     Raises:
         ValueError: if ``by`` is neither of them.

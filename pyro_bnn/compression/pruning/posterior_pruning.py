@@ -26,11 +26,12 @@ from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.variational.guide import Moments
 
+from .channels import EmptyNetworkError
 from .graph import UnsupportedLayerError
 from .name_patterns import first_matches, unmatched
 from .noise_measures import GroupMeasure, group_measures, log_alpha
 from .pruned_network import Pruned, assemble, block_of
-from .shrinking import EmptyNetworkError, Shrunk, all_indices, shrink
+from .shrinking import Shrunk, all_indices, shrink
 
 __all__ = ["KeepMasks", "Threshold", "keep_masks", "prunable_moments", "prune"]
 
@@ -38,12 +39,11 @@ Threshold: TypeAlias = float | Mapping[str, float]
 
 
 class KeepMasks(NamedTuple):
-    """The weights and the groups that a posterior keeps.
+    """The weights and the groups that a posterior keeps, by the name of the weight.
 
-    Attributes:
-        masks: for each uncertain weight, ``True`` for the elements to keep.
-        groups: for each weight under a group prior, ``True`` for the groups to keep; it broadcasts
-            to the weight.
+    ``masks`` has a tensor for each uncertain weight, ``True`` for the elements to keep. ``groups``
+    has a tensor for each weight under a group prior, ``True`` for the groups to keep, which
+    broadcasts to the weight.
     """
 
     masks: dict[str, Tensor]
@@ -168,14 +168,14 @@ def _masks(
     group_threshold: Threshold,
     caller: str,
 ) -> KeepMasks:
-    """Return what the thresholds keep, given the measures of weights and groups."""
+    """Return the weights and groups whose measures lie below their thresholds."""
     ungrouped = [name for name in moments if name not in measures]
     limits = _limits(threshold, ungrouped, moments, caller)
     limits |= _limits(group_threshold, measures, moments, caller)
     masks, groups = {}, {}
     for name, (mean, variance) in moments.items():
         if name in measures:
-            # a group prior decides by groups: it explains the noise within a group that is kept
+            # a group prior decides by groups, whatever the noise of single weights within one
             groups[name] = measures[name] < limits[name]
             masks[name] = groups[name].expand_as(mean)
         else:

@@ -14,14 +14,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from .channels import ChannelFlow, Channels, EmptyNetworkError, folded_constants
+from .channels import ChannelFlow, Channels, folded_constants
 from .constants import find_constants, require_varying_output
 from .graph import graph_of
 from .layers import Affine, BatchNorm, Convolution, is_affine, is_depthwise, is_norm, weight_blocks
 from .needed import mark_needed
 from .nodes import features_per_channel, input_node, layer_of, selected_features
 
-__all__ = ["EmptyNetworkError", "KeptIndices", "Shrunk", "all_indices", "shrink"]
+__all__ = ["KeptIndices", "Shrunk", "all_indices", "shrink"]
 
 # for each tensor and each of its axes, the remaining indices of the original
 KeptIndices: TypeAlias = dict[str, tuple[Tensor, ...]]

@@ -25,10 +25,11 @@ from pyro_bnn.metrics import classification_error
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.text_table import format_table
 
+from .channels import EmptyNetworkError
 from .graph import UnsupportedLayerError
 from .noise_measures import GroupMeasure, group_measures, log_alpha
 from .posterior_pruning import prunable_moments
-from .shrinking import EmptyNetworkError, shrink
+from .shrinking import shrink
 
 __all__ = ["ChosenThresholds", "TriedThreshold", "choose_thresholds", "gaps"]
 

@@ -40,12 +40,7 @@ Distortion: TypeAlias = Literal["posterior", "equal"]
 
 
 class Code(NamedTuple):
-    """The codebook of a tensor.
-
-    Attributes:
-        values: ascending.
-        counts: the number of nonzero entries that have each value.
-    """
+    """The codebook of a tensor: ascending values, and the number of nonzero entries of each."""
 
     values: Tensor
     counts: Tensor

@@ -42,12 +42,10 @@ class WeightsToCode:
 
 
 class ConstrainedTable(NamedTuple):
-    """A codebook and its price.
+    """A codebook and its price, in nats.
 
-    Attributes:
-        table: its values, (levels,).
-        nats: the cost of the code of each value, (levels,).
-        objective: distortion and code length of all weights, in nats.
+    ``table`` has its values and ``nats`` the cost of the code of each value, both (levels,).
+    ``objective`` is the distortion plus the code length of all weights and of the table.
     """
 
     table: Tensor

@@ -44,12 +44,7 @@ _MOST = 23  # bits of a float32 significand
 
 
 class Precision(NamedTuple):
-    """The bits of the numbers of one layer.
-
-    Attributes:
-        exponent: bits of the exponent.
-        significand: bits of the significand, behind the point.
-    """
+    """The bits of exponent and significand of the numbers of one layer."""
 
     exponent: int
     significand: int
