@@ -1,4 +1,4 @@
-"""Predictions: averages of distributions, against closed forms, loops and root finding.
+"""Predictions are averages of distributions, checked against closed forms and loops.
 
 Statistical checks have fixed seeds and 5 standard errors (false-alarm rate below 1e-6 each).
 """
@@ -8,44 +8,16 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import nn
 
 from pyro_bnn import BayesianNet, Posterior, likelihoods, priors
-from pyro_bnn.guides import MeanField
 from pyro_bnn.models import linear_regression
-from pyro_bnn.posterior.components import components_of
-from pyro_bnn.posterior.draw_source import DrawSource
-from pyro_bnn.posterior.prediction import summarize
-
-X = torch.linspace(-2, 2, 18).reshape(6, 3)
+from tests.posterior.ensembles import X, classifier, fixed_draws
 
 
-def classifier(outputs=4, likelihood=None, scale=0.7, seed=0):
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, outputs))
-    model = BayesianNet(net, priors.Normal(1.0), likelihood or likelihoods.Categorical(), 20)
-    return Posterior.from_guide(model, MeanField(model, init_scale=scale))
-
-
-def kept(posterior, draws=50):
-    """The same posterior as fixed draws, and the outputs of each drawn network from plain modules."""
-    sites = {name: value[None] for name, value in posterior.sample(draws).items()}
-    fixed = Posterior.from_draws(posterior.model, sites)
-    outputs = []
-    with torch.no_grad():
-        for index in range(draws):
-            weights = {name: value[0, index] for name, value in sites.items()}
-            outputs.append(posterior.model.network_with(weights)(X).double())
-    return fixed, torch.stack(outputs)
-
-
-# --- Classes ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_mean_is_the_average_of_distributions():
-    fixed, logits = kept(classifier())
+def test_a_prediction_averages_distributions_not_scores_or_votes():
+    fixed, logits = fixed_draws(classifier())
     prediction = fixed.predict(X, draws=50)
     probs = logits.softmax(-1)
     assert torch.allclose(prediction.mean.double(), probs.mean(0), atol=1e-6)
@@ -75,13 +47,13 @@ def test_entropies_stay_within_their_bounds():
             assert torch.allclose(prediction.mean.sum(-1), torch.ones(6), atol=1e-6)
 
 
-def test_one_draw_has_no_epistemic_part():
+def test_one_draw_has_no_epistemic_uncertainty():
     prediction = classifier().predict(X, draws=1)
     assert torch.allclose(prediction.epistemic, torch.zeros(6), atol=1e-7)
 
 
-def test_jensen_the_average_predicts_no_worse_than_its_parts_on_average():
-    fixed, logits = kept(classifier())
+def test_the_average_predicts_no_worse_than_its_parts_on_average():
+    fixed, logits = fixed_draws(classifier())
     for label in range(4):
         y = torch.full((6,), label)
         average = -fixed.predict(X, draws=50).log_prob(y).double()
@@ -98,11 +70,8 @@ def test_a_confident_error_has_a_finite_cost():
     assert prediction.total.item() == 0
 
 
-# --- Yes or no -------------------------------------------------------------------------------------------------------
-
-
-def test_yes_or_no():
-    fixed, logits = kept(classifier(1, likelihoods.Bernoulli()))
+def test_binary_data_have_probabilities_and_entropies():
+    fixed, logits = fixed_draws(classifier(1, likelihoods.Bernoulli()))
     prediction, p = fixed.predict(X, draws=50), logits[..., 0].sigmoid()
     assert prediction.mean.shape == (6,)
     assert torch.allclose(prediction.mean.double(), p.mean(0), atol=1e-6)
@@ -120,7 +89,7 @@ def test_yes_or_no():
 
 
 def test_several_labels_are_one_observation():
-    fixed, logits = kept(classifier(3, likelihoods.Bernoulli()))
+    fixed, logits = fixed_draws(classifier(3, likelihoods.Bernoulli()))
     prediction, p = fixed.predict(X, draws=50), logits.sigmoid()
     assert prediction.mean.shape == prediction.total.shape == (6, 3)
     y = (torch.arange(18).reshape(6, 3) % 2).float()
@@ -129,12 +98,9 @@ def test_several_labels_are_one_observation():
     assert torch.allclose(prediction.log_prob(y).double(), expected, atol=1e-5)
 
 
-# --- Real data -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def gaussian():
-    """Exact draws from the posterior of a linear model, and its closed-form predictive mean and variance."""
+    """Exact draws from the posterior of a linear model, and its predictive in closed form."""
     torch.manual_seed(0)
     n, noise, draws = 20, 0.4, 4_000
     x, y = torch.randn(n, 3), torch.randn(n)
@@ -154,7 +120,7 @@ def gaussian():
     return posterior, draws, test @ mean, epistemic, noise**2
 
 
-def test_the_linear_gaussian_model_in_closed_form(gaussian):
+def test_a_linear_gaussian_model_predicts_its_closed_form(gaussian):
     posterior, draws, mean, epistemic, noise = gaussian
     prediction = posterior.predict(X, draws=draws)
     assert ((prediction.mean.double() - mean).abs() < 5 * (epistemic / draws).sqrt()).all()
@@ -166,7 +132,8 @@ def test_the_linear_gaussian_model_in_closed_form(gaussian):
         tail = torch.tensor((1 - level) / 2).double()
         for got, probability in zip(prediction.interval(level), (tail, 1 - tail), strict=True):
             quantile = exact.icdf(probability)
-            # the standard error of a quantile of a mixture is below that of plain draws: sqrt(p (1 - p) / n) / density
+            # a quantile of a mixture is more precise than that of plain draws, whose standard
+            # error is sqrt(p (1 - p) / n) / density
             error = (tail * (1 - tail) / draws).sqrt() / exact.log_prob(quantile).exp()
             assert ((got.double() - quantile).abs() < 5 * error).all()
     for shift in (-1.0, 0.0, 2.0):
@@ -179,41 +146,8 @@ def test_the_linear_gaussian_model_in_closed_form(gaussian):
         )
 
 
-def mixture(means, stddevs):
-    means, stddevs = torch.as_tensor(means), torch.as_tensor(stddevs)
-    return summarize(
-        lambda: iter(
-            [{"mean": m[None], "stddev": s[None]} for m, s in zip(means, stddevs, strict=True)]
-        )
-    )
-
-
-@pytest.mark.parametrize("level", [0.1, 0.5, 0.9, 0.99, 0.9999])
-def test_intervals_of_known_mixtures(level):
-    """Means and deviations over several scales; quantiles by root finding to 1e-3 of the standard deviation."""
-    generator = torch.Generator().manual_seed(0)
-    means = 3 * torch.randn(7, 5, generator=generator, dtype=torch.float64)
-    means[:, 0], means[:, 1] = 0.0, 1e4 + means[:, 1]
-    stddevs = (2 * torch.randn(7, 5, generator=generator, dtype=torch.float64)).exp()
-    stddevs[:, 2] = 1e-3
-    prediction = mixture(means, stddevs)
-    for got, probability in zip(
-        prediction.interval(level), ((1 - level) / 2, (1 + level) / 2), strict=True
-    ):
-        for j in range(5):
-            m, s = means[:, j].numpy(), stddevs[:, j].numpy()
-            root = brentq(
-                lambda v, m=m, s=s, p=probability: norm.cdf(v, m, s).mean() - p,
-                (m - 9 * s).min(),
-                (m + 9 * s).max(),
-            )
-            found = norm.cdf(float(got[j]), m, s).mean()
-            near = abs(float(got[j]) - root) < 2e-3 * float(prediction.total[j].sqrt())
-            assert near or abs(found - probability) < 1e-4 * (1 - level), (j, float(got[j]), root)
-
-
 def test_several_numbers_are_one_observation():
-    fixed, outputs = kept(classifier(2, likelihoods.Gaussian(0.3)))
+    fixed, outputs = fixed_draws(classifier(2, likelihoods.Gaussian(0.3)))
     prediction = fixed.predict(X, draws=50)
     for value in (
         prediction.mean,
@@ -243,8 +177,8 @@ def test_several_numbers_are_one_observation():
 
 
 @pytest.mark.parametrize("noise", [None, dist.Gamma(2.0, 4.0)])
-def test_noise_that_is_learned_or_inferred_is_in_the_variance(noise):
-    fixed, outputs = kept(classifier(1, likelihoods.Gaussian(noise)))
+def test_learned_and_inferred_noise_is_aleatoric(noise):
+    fixed, outputs = fixed_draws(classifier(1, likelihoods.Gaussian(noise)))
     prediction = fixed.predict(X, draws=50)
     square = 0.25 if noise is None else float(fixed.draws["noise"].double().square().mean())
     assert torch.allclose(prediction.aleatoric, torch.full((6,), square), rtol=1e-5)
@@ -265,71 +199,36 @@ def test_other_likelihoods_have_moments_but_no_densities():
         prediction.interval()
 
 
-# --- Memory and errors -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("given", [False, True])
-def test_memory_does_not_grow_with_the_number_of_draws(given, monkeypatch):
+def test_a_prediction_needs_draws_and_finite_inputs():
     posterior = classifier()
-    if given:
-        posterior = Posterior.from_draws(posterior.model, posterior.draws)
-    monkeypatch.setattr("pyro_bnn.posterior.draw_source.CHUNK", 1000)
-    largest, whole = {}, DrawSource.predict_batch
-
-    def spy(self, sites, x):
-        result = whole(self, sites, x)
-        tensors = [*sites.values(), *result.values()]
-        largest[draws] = max(largest.get(draws, 0), *(tensor.numel() for tensor in tensors))
-        return result
-
-    monkeypatch.setattr(DrawSource, "predict_batch", spy)
-    for draws in (40, 400):
-        prediction = posterior.predict(X, draws=draws)
-        prediction.log_prob(torch.zeros(6).long())
-    assert largest[40] == largest[400]
-    assert largest[40] <= 1000
-
-
-def test_chunks_do_not_change_the_answer(monkeypatch):
-    posterior = classifier()
-    posterior = Posterior.from_draws(posterior.model, posterior.draws)
-    whole = posterior.predict(X, draws=30)
-    for size in (1, 50, 700):
-        monkeypatch.setattr("pyro_bnn.posterior.draw_source.CHUNK", size)
-        parts = posterior.predict(X, draws=30)
-        assert torch.allclose(parts.mean, whole.mean, atol=1e-6)
-        assert torch.allclose(parts.epistemic, whole.epistemic, atol=1e-6)
-
-
-def test_questions_without_an_answer():
-    posterior = classifier()
-    prediction = posterior.predict(X)
     with pytest.raises(ValueError, match="at least one draw, got 0"):
         posterior.predict(X, draws=0)
     with pytest.raises(ValueError, match="NaN or infinity"):
         posterior.predict(X * math.nan)
+    with pytest.raises(ValueError, match="x is empty"):
+        posterior.predict(X[:0])
+
+
+def test_a_log_probability_needs_data_of_the_right_shape_and_labels_in_range():
+    prediction = classifier().predict(X)
     with pytest.raises(ValueError, match=r"y of shape \(6,\), got \(6, 1\)"):
         prediction.log_prob(torch.zeros(6, 1).long())
     with pytest.raises(ValueError, match="labels from 0 to 3, got 0 to 4"):
         prediction.log_prob(torch.tensor([0, 1, 2, 3, 4, 0]))
+    real = classifier(1, likelihoods.Gaussian(0.1)).predict(X)
+    with pytest.raises(ValueError, match=r"y of shape \(6,\), got \(6, 1\)"):
+        real.log_prob(torch.zeros(6, 1))
+
+
+def test_an_interval_needs_real_data_and_a_level_between_0_and_1():
     with pytest.raises(ValueError, match="only Gaussian"):
-        prediction.interval()
-    with pytest.raises(ValueError, match="x is empty"):
-        posterior.predict(X[:0])
+        classifier().predict(X).interval()
     real = classifier(1, likelihoods.Gaussian(0.1)).predict(X)
     for level in (0, 1, -0.5, 2):
         with pytest.raises(ValueError, match="between 0 and 1"):
             real.interval(level)
-    with pytest.raises(ValueError, match=r"y of shape \(6,\), got \(6, 1\)"):
-        real.log_prob(torch.zeros(6, 1))
+
+
+def test_a_prediction_shows_its_kind_and_shape():
+    real = classifier(1, likelihoods.Gaussian(0.1)).predict(X)
     assert repr(real).startswith("Prediction(real, mean (6,)")
-
-
-def test_components_name_what_they_hold():
-    probs = torch.tensor([[0.2, 0.8]])
-    parts = components_of(dist.Categorical(probs))
-    assert torch.allclose(parts["probs"], probs)
-    assert torch.allclose(parts["log_probs"], probs.log())
-    assert set(components_of(dist.Normal(torch.zeros(2, 3), 1.0).to_event(1))) == {"mean", "stddev"}
-    assert components_of(dist.Normal(torch.zeros(2, 3), 1.0).to_event(1))["stddev"].shape == (2, 3)
-    assert set(components_of(dist.StudentT(5.0, torch.zeros(2), 1.0))) == {"mean", "spread"}

@@ -15,7 +15,7 @@ def double(values):
     return torch.as_tensor(values, dtype=torch.float64)
 
 
-def test_a_plain_site_is_its_own_weight():
+def test_a_site_without_scales_is_a_weight():
     q = dist.Normal(double([1.0, -2.0]), double([0.5, 3.0])).to_event(1)
     mean, variance = weight_moments({"fc.weight": q})["fc.weight"]
     assert torch.equal(mean, double([1.0, -2.0]))
@@ -74,7 +74,7 @@ def test_horseshoe_posteriors_against_quadrature(slab, decomposed):
 
 
 def test_scales_belong_to_the_weight_of_their_own_name():
-    # "a.scale.weight" is a weight of a layer called "a.scale", and "a.scaled" is none of the scales of "a"
+    # "a.scaled" is a weight of its own and not one of the scales of "a"
     sites = {
         "a.unit": dist.Normal(double([1.0]), 0.1),
         "a.scale": dist.LogNormal(double([0.0]), 0.1),
