@@ -50,7 +50,7 @@ def test_the_model_starts_from_a_trained_network():
 
 
 def images(n=400, seed=0):
-    """Four classes: bars of one colour, upright or lying, at random places, under noise."""
+    """Four classes: bars of one color, upright or lying, at random places, with noise."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 4
     x = 0.5 * torch.randn(n, 3, 32, 32, generator=generator)
