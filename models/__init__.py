@@ -7,7 +7,7 @@ from .lenet import lenet_300_100 as lenet_300_100
 from .mlp import MLP as MLP
 from .mlp import mlp_classifier as mlp_classifier
 from .mlp import mlp_regressor as mlp_regressor
+from .regression import hidden_layer_regression as hidden_layer_regression
 from .regression import linear_regression as linear_regression
-from .regression import mlp_regression as mlp_regression
 from .vgg_like import VGG as VGG
 from .vgg_like import vgg as vgg

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_bnn.runtime.program import Program
 
-__all__ = ["linear_regression", "mlp_regression"]
+__all__ = ["linear_regression", "hidden_layer_regression"]
 
 
 def linear_regression(
@@ -45,7 +45,7 @@ def linear_regression(
     return model
 
 
-def mlp_regression(
+def hidden_layer_regression(
     num_data: int, inputs: int = 1, hidden: int = 32, noise: float | None = None
 ) -> Program:
     r"""Return the program of :math:`y_n = v^T \max(0, W x_n + b) + c + \epsilon_n`.

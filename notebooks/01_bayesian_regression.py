@@ -31,7 +31,7 @@ import torch
 
 from pyro_bnn import fit
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import hidden_layer_regression, linear_regression
 
 torch.manual_seed(0)
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
@@ -112,7 +112,7 @@ x = torch.cat([torch.linspace(-2, -0.6, 40), torch.linspace(0.6, 2, 40)])[:, Non
 y = truth(x).squeeze(1) + 0.1 * torch.randn(80)
 grid = torch.linspace(-3.5, 3.5, 200)[:, None]
 
-model = mlp_regression(num_data=80, noise=0.1)
+model = hidden_layer_regression(num_data=80, noise=0.1)
 
 # %% [markdown]
 # What does the **prior** believe? Draw weights from it, and look at the functions they make: `pyro.infer.Predictive`

@@ -37,7 +37,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro_bnn import Posterior, fit, mcmc, plotting
 from pyro_bnn.diagnostics import compare, summary, to_arviz
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import hidden_layer_regression, linear_regression
 
 with warnings.catch_warnings():  # ArviZ 0.x announces its next version once a day
     warnings.simplefilter("ignore")
@@ -68,7 +68,7 @@ y = torch.sin(2 * x.squeeze(1)) + noise * torch.randn(40)
 grid = torch.linspace(-2.2, 2.2, 101)[:, None]
 y_grid = torch.sin(2 * grid.squeeze(1)) + noise * torch.randn(101)  # test data, also inside the gap
 
-model = mlp_regression(num_data=40, hidden=16, noise=noise)
+model = hidden_layer_regression(num_data=40, hidden=16, noise=noise)
 
 # %% [markdown]
 # ## The reference: Hamiltonian Monte Carlo

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_bnn import mcmc
 from pyro_bnn.diagnostics import Comparison, compare, save_netcdf, to_arviz
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import mlp_regression
+from pyro_bnn.models import hidden_layer_regression
 from pyro_bnn.plotting import plot_comparison
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.program import Program
@@ -123,7 +123,7 @@ def sine_with_gap(settings: ComparisonSettings) -> Problem:
         x_test = torch.linspace(-2.2, 2.2, 101)[:, None]
         y = _noisy_sine(x)
         y_test = _noisy_sine(x_test)
-    model = mlp_regression(len(x), hidden=settings.hidden, noise=0.2)
+    model = hidden_layer_regression(len(x), hidden=settings.hidden, noise=0.2)
     return Problem(model, (x, y), (x_test, y_test))
 
 

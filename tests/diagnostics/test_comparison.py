@@ -20,7 +20,7 @@ from pyro_bnn.diagnostics.distances import (
     wasserstein_1,
 )
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import hidden_layer_regression, linear_regression
 from pyro_bnn.plotting import plot_comparison
 from pyro_bnn.runtime.minibatches import TensorBatches
 
@@ -343,7 +343,7 @@ def test_what_cannot_be_compared():
         {"exact": exact(), "b": exact(model=linear_regression(N + 1))},
         "{'y': 20} and {'y': 21} examples",
     )
-    mlp = mlp_regression(N, hidden=4)
+    mlp = hidden_layer_regression(N, hidden=4)
     guide = Posterior.from_guide(mlp, MeanField(mlp, X.float(), Y.float()))
     refuses({"exact": exact(), "b": guide}, "site 'b1' is missing in the one and (4,) in the other")
 

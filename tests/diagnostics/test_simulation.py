@@ -13,7 +13,7 @@ from torch import nn
 from pyro_bnn import BayesianNet, Posterior, fit, likelihoods, priors
 from pyro_bnn.diagnostics import Simulation, simulate
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import hidden_layer_regression, linear_regression
 from pyro_bnn.plotting import plot_simulation
 
 N, NOISE = 12, 0.3
@@ -293,7 +293,7 @@ def test_table_and_picture(tmp_path):
 
 
 def test_every_site_of_a_network_by_default():
-    model = mlp_regression(N, hidden=2)
+    model = hidden_layer_regression(N, hidden=2)
 
     def inference(model, data, seed):
         return fit(

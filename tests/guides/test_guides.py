@@ -29,7 +29,7 @@ from pyro_bnn.guides import (
     PointEstimate,
     SparseVariationalDropout,
 )
-from pyro_bnn.models import linear_regression, mlp_regression
+from pyro_bnn.models import hidden_layer_regression, linear_regression
 
 
 class Net(nn.Module):
@@ -458,7 +458,8 @@ def test_rates_go_by_name_and_the_divergence_is_weight_decay():
         (gradient,) = torch.autograd.grad(kl[name], family.loc)
         assert torch.allclose(gradient, (1 - rates[name]) * family.loc.detach() / s**2, rtol=1e-5)
     with pytest.raises(
-        ValueError, match=r"the rate for 'fc1.\*' matches no weight; the weights are conv.weight, up.weight"
+        ValueError,
+        match=r"the rate for 'fc1.\*' matches no weight; the weights are conv.weight, up.weight",
     ):
         BernoulliDropout(model, rate={"fc1.*": 0.2})
     with pytest.raises(ValueError, match=r"rate in \[0, 1\) for 'conv.weight', got 1.0"):
@@ -530,7 +531,7 @@ def test_a_program_without_arguments_is_a_program():
 
 def test_positive_sites_get_log_normals_and_others_an_error():
     x, y = torch.randn(5, 1), torch.randn(5)
-    model = mlp_regression(num_data=5, hidden=3)
+    model = hidden_layer_regression(num_data=5, hidden=3)
     kinds = {
         name: type(family).__name__ for name, family in MeanField(model, x, y).families().items()
     }

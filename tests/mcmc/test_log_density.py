@@ -14,7 +14,7 @@ from torch import nn
 from pyro_bnn import BayesianNet, likelihoods, mcmc, priors
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.mcmc.log_density import LogDensity, NonFiniteDensityError
-from pyro_bnn.models import LeNet5, linear_regression, mlp_regression
+from pyro_bnn.models import LeNet5, hidden_layer_regression, linear_regression
 from pyro_bnn.runtime.validation import DataError
 
 N = 7
@@ -64,7 +64,7 @@ PROGRAMS = {
     "known noise": lambda: (regressor(likelihoods.Gaussian(0.3)), (X, REAL)),
     "inferred noise": lambda: (regressor(likelihoods.Gaussian(dist.HalfNormal(1.0))), (X, REAL)),
     "linear regression": lambda: (linear_regression(N, inputs=3), (X, REAL)),
-    "mlp regression": lambda: (mlp_regression(N, inputs=3, hidden=4), (X, REAL)),
+    "mlp regression": lambda: (hidden_layer_regression(N, inputs=3, hidden=4), (X, REAL)),
     "several plates": lambda: (several_plates, (X, REAL)),
 }
 

@@ -11,14 +11,14 @@ from scipy import stats
 from pyro_bnn import ELBO
 from pyro_bnn.guides import MeanField
 from pyro_bnn.models import (
+    hidden_layer_regression,
     linear_regression,
-    mlp_regression,
 )
 
 REGRESSIONS = {
     "linear": linear_regression(num_data=12, inputs=2),
-    "mlp": mlp_regression(num_data=12, inputs=2),
-    "mlp with known noise": mlp_regression(num_data=12, inputs=2, noise=0.1),
+    "mlp": hidden_layer_regression(num_data=12, inputs=2),
+    "mlp with known noise": hidden_layer_regression(num_data=12, inputs=2, noise=0.1),
 }
 
 
@@ -55,7 +55,7 @@ def test_the_prior_predictive_of_linear_regression_is_gaussian():
 
 @pytest.mark.parametrize("hidden", [4, 64])
 def test_functions_under_the_prior_have_one_scale_whatever_the_width(hidden):
-    model = mlp_regression(num_data=1, hidden=hidden, noise=1e-3)
+    model = hidden_layer_regression(num_data=1, hidden=hidden, noise=1e-3)
     x = torch.zeros(1, 1)
     f = torch.stack([model(x) for _ in range(600)]).flatten()
     # Var f(0) = H (4 / H) E max(0, b)^2 + 1 with b ~ N(0, 1), whose positive half has the second

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_bnn import BayesianNet, Posterior, likelihoods, priors
 from pyro_bnn.guides import MeanField
-from pyro_bnn.models import mlp_regression
+from pyro_bnn.models import hidden_layer_regression
 from pyro_bnn.posterior.draw_source import DrawSource
 from tests.posterior import ensembles
 from tests.posterior.programs import Branch, X, classifier, network, posterior_of
@@ -87,7 +87,7 @@ def test_batch_normalisation_and_dropout_predict_as_in_evaluation():
 
 
 def test_a_hand_written_model_predicts():
-    model = mlp_regression(5)
+    model = hidden_layer_regression(5)
     x, y = torch.linspace(-1, 1, 5)[:, None], torch.zeros(5)
     posterior = Posterior.from_guide(model, MeanField(model, x, y))
     prediction = posterior.predict(x, draws=10)

@@ -10,7 +10,7 @@ import torch
 import torch._inductor
 
 from pyro_bnn.mcmc.log_density import LogDensity
-from pyro_bnn.models import mlp_regression
+from pyro_bnn.models import hidden_layer_regression
 from pyro_bnn.runtime.compile import CompileWarning, NotTraceableError, compiled, traced
 
 A, B = torch.linspace(-1, 1, 6), torch.linspace(0, 2, 6)
@@ -191,7 +191,7 @@ def test_a_torch_without_the_private_function_uses_the_public_one(monkeypatch):
 
 def test_a_compiled_log_density_is_that_of_the_program_at_random_points():
     x, y = torch.randn(9, 2), torch.randn(9)
-    density = LogDensity(mlp_regression(9, inputs=2, hidden=3), (x, y))
+    density = LogDensity(hidden_layer_regression(9, inputs=2, hidden=3), (x, y))
     fast = compiled(density.value_and_grad, [torch.zeros(4, density.size), x, y], "the density")
     assert fast != density.value_and_grad
     positions = torch.randn(4, density.size)
