@@ -58,7 +58,7 @@ def page() -> str:
     for recipe, network, title in TABLES:
         rows = RESULTS / "compression"
         if (rows / recipe / network).is_dir():
-            parts.append(f"**{title}**\n\n{tables.table(recipe, network, rows)}")
+            parts.append(f"**{title}**\n\n{tables.format_rows(recipe, network, rows)}")
     return "\n".join(parts)
 
 

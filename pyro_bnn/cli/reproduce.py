@@ -51,17 +51,19 @@ def reproduce(
     from pyro_bnn.runtime.devices import require_device
 
     prepare(threads)
-    tables.require(recipe, network)
+    tables.require_recipe(recipe, network)
     require_device(device, caller="reproduce")
     data, held_out = tables.data_for(network, data_dir)
     folder = out / recipe / network / f"seed-{seed}"
-    bench = Experiment(folder, data, held_out, seed, progress=sys.stderr.isatty(), device=device)
-    kept = out / "results" if results is None else results
-    for row in tables.reproduce(recipe, network, bench, kept):
+    experiment = Experiment(
+        folder, data, held_out, seed, progress=sys.stderr.isatty(), device=device
+    )
+    rows = out / "results" if results is None else results
+    for row in tables.reproduce(recipe, network, experiment, rows):
         typer.echo(
             f"{row.method}: {row.test_error:.2f} % test error, {row.minutes:.0f} minutes so far",
             err=True,
         )
-    made = tables.table(recipe, network, kept)
-    (kept / recipe / network / "table.md").write_text(made)
-    typer.echo(made)
+    table = tables.format_rows(recipe, network, rows)
+    (rows / recipe / network / "table.md").write_text(table)
+    typer.echo(table)

@@ -1,9 +1,9 @@
-"""Published tables, run again: each recipe is a short program, and this is where it runs.
+"""The place where a recipe runs: its data, its seed, and a folder for the result of each stage.
 
-A recipe is a sequence of fits, each going on from the one before it: train, prune, train what is left. Each fit has a
-folder of its own with its checkpoints and its posterior, so a recipe that was killed goes on where it stopped. The last
-5,000 training images are held out: thresholds are chosen on them, never on test images; what is reported is the last
-epoch.
+A recipe is a sequence of fits, each of which continues the one before it: train, prune, train the
+remaining weights. Each fit has a folder of its own with its checkpoints and its posterior, so that
+a recipe that was killed resumes where it stopped. The last 5,000 training images are held out:
+thresholds are chosen on them, never on test images, and the last epoch is reported.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_bnn.compression.pruning.pruned_network import Pruned
-from pyro_bnn.compression.quantization.codebooks import quantize
-from pyro_bnn.compression.quantization.fine_tuning import fine_tune, fine_tune_pruned
+from pyro_bnn.compression import Pruned, fine_tune, fine_tune_pruned, quantize
 from pyro_bnn.datasets import Dataset
+from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.tensor_files import load_tensors, save_tensors
 from pyro_bnn.training import fit
+from pyro_bnn.training.schedules import Schedule
+from pyro_bnn.variational.guide import Guide
 
-__all__ = ["DistillationData", "Experiment", "linear_decay", "delayed", "shifted", "soft_labels"]
+__all__ = [
+    "DistillationData",
+    "Experiment",
+    "shifted_images",
+    "soft_labels",
+]
 
 
 @dataclass(frozen=True)
 class DistillationData:
-    """What a teacher teaches: images (n, pixels), their labels (n,), and its class probabilities (n, classes)."""
+    """Images (n, pixels) with their labels (n,) and a teacher's probabilities (n, classes)."""
 
     teacher: nn.Module
     x: Tensor
@@ -41,21 +46,22 @@ class DistillationData:
 
     @cached_property
     def soft_labels(self) -> Tensor:
-        """What the teacher says of the images; it is asked once, when this is first needed."""
+        """The class probabilities, computed when they are first needed."""
         return soft_labels(self.teacher, self.x)
 
 
 @dataclass
 class Experiment:
-    """Where a recipe runs: its data, its seed, its folder, and the minutes that its fits took.
+    """Data, seed and folder of a recipe, and the minutes that its fits took.
 
     Attributes:
-        folder: every fit has a folder in it.
+        folder: contains a folder per fit.
         data: without the held-out images.
         held_out: images and labels to choose thresholds on.
         seed: of weights, batches and noise.
         progress: show bars.
         device: where posteriors are fitted, as for :func:`~pyro_bnn.fit`.
+        minutes: of all fits so far.
     """
 
     folder: Path
@@ -68,10 +74,13 @@ class Experiment:
 
     @property
     def everything(self) -> Dataset:
-        """The data set with the held-out images among the training images again."""
-        parts = zip(self.data.train, self.held_out, strict=True)
-        x, y = (torch.cat(pair) for pair in parts)
-        return replace(self.data, x_train=x, y_train=y)
+        """The data set with the held-out images returned to the training images."""
+        x, y = self.held_out
+        return replace(
+            self.data,
+            x_train=torch.cat([self.data.x_train, x]),
+            y_train=torch.cat([self.data.y_train, y]),
+        )
 
     @property
     def num_data(self) -> int:
@@ -80,84 +89,108 @@ class Experiment:
 
     @property
     def shifted_train(self) -> tuple[Tensor, Tensor]:
-        """The training images as they are and moved by one pixel to each side, (5 N, pixels), and their labels."""
+        """The training images unchanged and shifted by one pixel to each side, and their labels.
+
+        Shapes: (5 N, pixels) and (5 N,).
+        """
         x, y = self.data.train
         mean = self.data.x_mean / self.data.x_std
-        x = torch.cat([x, *(shifted(x, mean, *by) for by in _NEIGHBOURS)])
-        return x, y.repeat(1 + len(_NEIGHBOURS))
+        copies = [x]
+        for right, down in _SHIFTS:
+            copies.append(shifted_images(x, mean, right, down))
+        return torch.cat(copies), y.repeat(len(copies))
 
     def within(self, name: str) -> Experiment:
-        """Return a workbench in a folder of this one, for what goes on from what was done so far."""
-        own = replace(self, folder=self.folder / name)
-        own.minutes = self.minutes
-        return own
+        """Return an experiment in a folder of this one, with the minutes of this one so far."""
+        inner = replace(self, folder=self.folder / name)
+        inner.minutes = self.minutes
+        return inner
 
     def fit(
         self,
         name: str,
-        model: Any,
-        guide: Any,
+        model: BayesianNet,
+        guide: Guide,
         train: tuple[Tensor, Tensor] | None = None,
-        **options: Any,
+        *,
+        epochs: int,
+        batch_size: int = 100,
+        learning_rate: Schedule = 1e-3,
+        kl_weight: Schedule = 1.0,
+        compile: bool = True,
     ) -> Posterior:
-        """Return the posterior of one fit, in batches of 100, or what it was if it has been run already.
+        """Return the fitted posterior, or read it if this fit is finished.
 
         Args:
-            name: of its folder.
+            name: of the fit's folder.
             model: as for :func:`~pyro_bnn.fit`.
             guide: likewise.
-            train: other training data than the workbench's.
-            options: of :func:`~pyro_bnn.fit`.
+            train: training data; by default those of the experiment.
+            epochs: as for :func:`~pyro_bnn.fit`, and so are the others.
+            batch_size: the number of images in a batch.
+            learning_rate: a number or a function of the epoch.
+            kl_weight: likewise.
+            compile: compile the training step.
         """
-        path = self.folder / name
-        if (path / "posterior.json").exists():
-            self.minutes += json.loads((path / "minutes.json").read_text())
-            return Posterior.load(path / "posterior", model, guide)
-        settings: dict[str, Any] = {
-            "batch_size": 100,
-            "compile": True,
-            "learning_rate": 1e-3,
-        } | options
+        folder = self.folder / name
+        if (folder / "posterior.json").exists():
+            self.minutes += json.loads((folder / "minutes.json").read_text())
+            return Posterior.load(folder / "posterior", model, guide)
         result = fit(
             model,
             guide,
             self.data.train if train is None else train,
             seed=self.seed,
-            checkpoint=path,
+            checkpoint=folder,
             checkpoint_every=5,
             resume=True,
             progress=self.progress,
             device=self.device,
-            **settings,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            kl_weight=kl_weight,
+            compile=compile,
         )
         if result.interrupted:
             raise KeyboardInterrupt
         minutes = result.history["seconds"][-1] / 60
-        (path / "minutes.json").write_text(json.dumps(minutes))
-        result.posterior.save(path / "posterior")
+        (folder / "minutes.json").write_text(json.dumps(minutes))
+        result.posterior.save(folder / "posterior")
         self.minutes += minutes
         return result.posterior
 
     def distillation_data(self, teacher: nn.Module, shifted: bool = True) -> DistillationData:
-        """Return the training images, moved by one pixel too or not, and who says what they are."""
-        return DistillationData(teacher, *(self.shifted_train if shifted else self.data.train))
+        """Return the training images with a teacher's predictions.
+
+        Args:
+            teacher: maps images to scores (n, classes).
+            shifted: include the images shifted by one pixel.
+        """
+        x, y = self.shifted_train if shifted else self.data.train
+        return DistillationData(teacher, x, y)
 
     def fine_tune(
         self,
         name: str,
         pruned: Pruned,
-        lesson: DistillationData,
+        distillation: DistillationData,
+        *,
+        epochs: int,
         levels: int | Mapping[str, int] | None = None,
-        **options: Any,
+        half_rate: bool = False,
     ) -> Pruned:
-        """Return the pruned network fine-tuned towards a teacher's soft labels, or what it was if that has been done.
+        """Return the network fine-tuned towards the soft labels, or read it if that is finished.
 
         Args:
-            name: of its file.
-            pruned: where it starts.
-            lesson: of :meth:`distillation_data`.
-            levels: quantise to so many distinct values in each parameter (or by patterns), and fine-tune these.
-            options: of :func:`~pyro_bnn.compression.fine_tune`; batches of 200 and a rate of 2e-3 if not given.
+            name: of the file.
+            pruned: the network before fine-tuning.
+            distillation: as :meth:`distillation_data` returns it.
+            epochs: over the images.
+            levels: quantise each parameter to this number of distinct values (or to a number by
+                name pattern) and fine-tune the values.
+            half_rate: use batches of 100 and a learning rate of 1e-3 instead of 200 and 2e-3, for
+                networks of few numbers.
         """
         path = self.folder / name
         if path.with_suffix(".json").exists():
@@ -165,13 +198,30 @@ class Experiment:
             self.minutes += facts["minutes"]
             return pruned.with_values(tensors)
         started = time.perf_counter()
-        settings: dict[str, Any] = {"batch_size": 200, "learning_rate": 2e-3} | options
-        settings |= {"teacher": lesson.soft_labels, "seed": self.seed, "progress": self.progress}
+        batch_size, learning_rate = (100, 1e-3) if half_rate else (200, 2e-3)
+        data = distillation.x, distillation.y
         if levels is None:
-            result = fine_tune_pruned(pruned, (lesson.x, lesson.y), **settings)
+            result = fine_tune_pruned(
+                pruned,
+                data,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                teacher=distillation.soft_labels,
+                seed=self.seed,
+                progress=self.progress,
+            )
         else:
             result = fine_tune(
-                quantize(pruned, levels), (lesson.x, lesson.y), start=pruned, **settings
+                quantize(pruned, levels),
+                data,
+                start=pruned,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                teacher=distillation.soft_labels,
+                seed=self.seed,
+                progress=self.progress,
             )
         minutes = (time.perf_counter() - started) / 60
         save_tensors(path, dict(result.module.state_dict()), {"minutes": minutes})
@@ -179,33 +229,28 @@ class Experiment:
         return result
 
 
-def linear_decay(start: float, constant: float, end: float) -> Callable[[float], float]:
-    """Return a learning rate that is ``start`` until epoch ``constant`` and falls linearly to zero at epoch ``end``.
+_SHIFTS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
-    >>> [linear_decay(0.1, 10, 20)(epoch) for epoch in (0, 10, 15, 20)]
-    [0.1, 0.1, 0.05, 0.0]
+
+def shifted_images(x: Tensor, mean: Tensor, right: int, down: int) -> Tensor:
+    """Return images shifted by whole pixels, cyclically.
+
+    Args:
+        x: images (n, size * size) from which ``mean`` was subtracted.
+        mean: (size * size,); it is subtracted again after the shift.
+        right: pixels to the right.
+        down: pixels downwards.
     """
-    return lambda epoch: start * min(1.0, max(0.0, (end - epoch) / (end - constant)))
-
-
-_NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1))
-
-
-def shifted(x: Tensor, mean: Tensor, right: int, down: int) -> Tensor:
-    """Return images (n, size * size) moved by so many pixels; ``mean`` is what was subtracted from each image."""
     size = math.isqrt(x.shape[1])
-    return torch.roll((x + mean).view(-1, size, size), (down, right), (1, 2)).flatten(1) - mean
+    images = (x + mean).view(-1, size, size)
+    return torch.roll(images, (down, right), (1, 2)).flatten(1) - mean
 
 
 @torch.no_grad()
 def soft_labels(network: nn.Module, x: Tensor, temperature: float = 2.0) -> Tensor:
-    r"""Return the teacher's class probabilities, :math:`\mathrm{softmax}(f(x) / T)`: (n, classes).
+    r"""Return a teacher's class probabilities, :math:`\mathrm{softmax}(f(x) / T)`, (n, classes).
 
     Source: Hinton, Vinyals & Dean (2015), section 2.
     """
-    return torch.cat([torch.softmax(network(part) / temperature, -1) for part in x.split(1000)])
-
-
-def delayed(schedule: Callable[[float], float], start: float) -> Callable[[float], float]:
-    """Return the schedule from epoch ``start`` on, for a fit that goes on from another."""
-    return lambda epoch: schedule(start + epoch)
+    parts = [torch.softmax(network(batch) / temperature, -1) for batch in torch.split(x, 1000)]
+    return torch.cat(parts)

@@ -21,10 +21,10 @@ from pyro_bnn.variational.guide import Guide
 from .names import DataName, GuideName, ModelName, PriorName
 from .settings import Settings
 
-__all__ = ["Program", "build", "read_data", "require_used_options"]
+__all__ = ["ModelAndGuide", "build", "read_data", "require_used_options"]
 
 
-class Program(NamedTuple):
+class ModelAndGuide(NamedTuple):
     """A model and a guide for it."""
 
     model: BayesianNet
@@ -62,7 +62,7 @@ def read_data(name: str, split: int, directory: str | None, download: bool = Fal
             return datasets.uci(name, split, directory)
 
 
-def build(settings: Settings, data: Dataset) -> Program:
+def build(settings: Settings, data: Dataset) -> ModelAndGuide:
     """Return model and guide for the data; the network's first weights depend on the seed alone.
 
     Raises:
@@ -73,7 +73,7 @@ def build(settings: Settings, data: Dataset) -> Program:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = _model(settings, len(data.x_train), sizes)
-        return Program(model, _guide(settings, model))
+        return ModelAndGuide(model, _guide(settings, model))
 
 
 def _require_matching_targets(settings: Settings, data: Dataset) -> None:

@@ -26,7 +26,7 @@ from pyro_bnn.training import Fit, Progress, fit
 
 from .evaluation import Evaluation, evaluate
 from .folders import require_empty, write_json
-from .registry import Program, build, read_data
+from .registry import ModelAndGuide, build, read_data
 from .settings import ExecutionConfig, Settings, schedules
 from .snapshots import Snapshots
 
@@ -227,7 +227,7 @@ def load_posterior(folder: Path, settings: Settings, data: Dataset) -> Posterior
 
 def train(
     folder: Path,
-    program: Program,
+    program: ModelAndGuide,
     data: Dataset,
     settings: Settings,
     execution: ExecutionConfig,
