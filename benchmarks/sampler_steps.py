@@ -19,10 +19,10 @@ from interleaved import Step, milliseconds, write
 from torch import nn
 
 from pyro_bnn import BayesianNet, likelihoods, priors
-from pyro_bnn.mcmc.chains import minibatch
 from pyro_bnn.mcmc.hamiltonian import HMC
 from pyro_bnn.mcmc.langevin import SGLD
 from pyro_bnn.mcmc.log_density import LogDensity
+from pyro_bnn.mcmc.loop import minibatch
 from pyro_bnn.mcmc.noise import Noise
 from pyro_bnn.models import LeNet300100
 from pyro_bnn.runtime.compile import compiled
@@ -49,8 +49,8 @@ def leapfrog(chains: int) -> Step:
     model, data = small()
     density, settings = LogDensity(model, data), HMC(warmup=0)
     position = 0.1 * torch.randn(chains, density.size)
-    arguments = settings.examples(position, data)
-    function = compiled(settings.function(density.value_and_grad), arguments, "leapfrog")
+    arguments = settings.example_arguments(position, data)
+    function = compiled(settings.make_update(density.value_and_grad), arguments, "leapfrog")
     return lambda: function(*arguments)
 
 
@@ -64,8 +64,8 @@ def langevin(
         part[:batch_size].expand(chains, batch_size, *part.shape[1:]).contiguous() for part in data
     )
     update = compiled(
-        settings.function(density.value_and_grad_each),
-        settings.examples(position, batch),
+        settings.make_update(density.value_and_grad_each),
+        settings.example_arguments(position, batch),
         "an SGLD step",
     )
     noise = Noise(0, chains, density.size, position, batch_size, len(data[0]))

@@ -1,4 +1,4 @@
-"""What the tests of samplers share: programs traced but not compiled, and bugs put in on purpose."""
+"""Fixtures of the tests of samplers: traced programs, and seeded bugs."""
 
 import __future__
 
@@ -14,21 +14,23 @@ from pyro_bnn.runtime.compile import traced
 
 @pytest.fixture
 def traced_samplers(monkeypatch):
-    """Run samplers on the traced operations, one by one: a tenth of the time of Pyro, and nothing to compile."""
-    monkeypatch.setattr(
-        chains, "compiled", lambda function, examples, what: traced(function, examples)
-    )
+    """Run samplers on traced operations: ten times faster than Pyro, without a compiler."""
+
+    def traced_only(function, examples, what):
+        return traced(function, examples)
+
+    monkeypatch.setattr(chains, "compiled", traced_only)
 
 
 @pytest.fixture
 def seeded_bug(monkeypatch):
-    """Return a function that replaces a piece of the source of a function, of a class or of a module, by another."""
+    """Return a function that replaces a piece of the source of a function by another."""
 
-    def put_in(owner, name, right, wrong):
+    def plant(owner, name, right, wrong):
         original = inspect.getattr_static(owner, name)
         original = getattr(original, "__func__", original)
         source = textwrap.dedent(inspect.getsource(original))
-        assert right in source, f"{name} no longer says {right!r}: update the bug"
+        assert right in source, f"{name} no longer contains {right!r}: update the bug"
         module = sys.modules[original.__module__]
         namespace = {}
         flags = __future__.annotations.compiler_flag
@@ -38,4 +40,4 @@ def seeded_bug(monkeypatch):
         exec(code, vars(module), namespace)
         monkeypatch.setattr(owner, name, namespace[name])
 
-    return put_in
+    return plant

@@ -1,4 +1,4 @@
-"""Samplers: one algorithm, one file, all of one shape; many chains in one process."""
+"""Samplers of the posterior, each in a file of the same shape; many chains in one process."""
 
 from .hamiltonian import hmc as hmc
 from .langevin import sgld as sgld

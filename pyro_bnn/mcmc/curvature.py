@@ -1,15 +1,18 @@
-r"""How narrow a posterior is: from it follows a step size for whom none was given.
+r"""The curvature of a log density, from which default step sizes follow.
 
-The step sizes of stochastic-gradient samplers have the scale of a posterior variance. Where its smallest one is
-:math:`1/\lambda`, :math:`\lambda` the largest eigenvalue of :math:`-\nabla^2 U` at a mode, and gradients are of B out
-of N examples, a step adds to the variance along that direction
+The step sizes of stochastic-gradient samplers have the scale of a posterior variance. Let
+:math:`\lambda` be the largest eigenvalue of :math:`-\nabla^2 \log p` at a mode, so that
+:math:`1/\lambda` is the smallest variance, and let gradients use B out of N examples. Along that
+direction a step adds to the variance
 
-- by its length, :math:`\varepsilon\lambda/4` of it (SGLD, full batch: the exact law of a Gaussian target),
-- by the noise of the minibatch, :math:`\varepsilon V/4` with :math:`V \approx \lambda N/B`, for near a mode of a
-  well-specified model the gradients of single examples have the covariance that the curvature has, divided by N.
+- by its length the fraction :math:`\varepsilon\lambda/4` of it (SGLD on all the data; this is the
+  exact stationary distribution of a Gaussian target), and
+- by the noise of the minibatch the fraction :math:`\varepsilon V/4` with
+  :math:`V \approx \lambda N/B`: near a mode of a well-specified model the gradients of single
+  examples have the curvature divided by N as their covariance.
 
-The defaults keep the larger of the two at about one twentieth. Wider directions err less, and are slow to be explored:
-a step size of one's own is usually worth finding.
+The defaults keep the larger of the two at about one twentieth. Wider directions have a smaller
+bias and are explored slowly, so a tuned step size usually pays off.
 """
 
 from __future__ import annotations
@@ -17,47 +20,63 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sampler import Batch, Gradient, SamplingError
+from .sampler import Batch, SamplingError, ValueAndGrad
 
 __all__ = ["largest_curvature"]
 
 
 def largest_curvature(
-    gradient: Gradient, position: Tensor, batch: Batch, climb: int = 300, rounds: int = 30
+    value_and_grad: ValueAndGrad,
+    position: Tensor,
+    batch: Batch,
+    *,
+    adam_steps: int = 300,
+    power_iterations: int = 30,
+    caller: str = "largest_curvature",
 ) -> float:
-    """Return the largest eigenvalue of minus the Hessian of U at the modes next to the chains.
+    """Return the largest eigenvalue of minus the Hessian of the log density at nearby modes.
 
-    The chains climb by Adam, then Hessian-vector products, as differences of gradients, are iterated.
+    The chains climb to a mode by Adam; there, a power iteration runs on products of Hessian and
+    vector, which are differences of gradients.
 
     Args:
-        gradient: log-density and gradient of all chains.
-        position: where the chains start (chains, D); it stays as it is.
-        batch: what the gradient is taken on.
-        climb: steps of Adam.
-        rounds: of the power iteration.
+        value_and_grad: Log density and gradient of all chains.
+        position: Where the chains start, (chains, D); it is not changed.
+        batch: The data on which gradients are computed.
+        adam_steps: Number of steps of Adam.
+        power_iterations: Number of power iterations.
+        caller: Name of the function that the user called, with which messages begin.
 
     Raises:
-        SamplingError: a curvature that is no positive number.
+        SamplingError: The curvature is zero, NaN or infinite.
     """
-    top = position.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([top], lr=0.02)
-    for _ in range(climb):
-        top.grad = -gradient(top.detach(), *batch)[1]
-        optimizer.step()
-    mode = top.detach()
+    mode = _climb(value_and_grad, position, batch, adam_steps)
     noise = torch.Generator(mode.device).manual_seed(0)
     direction = torch.empty_like(mode).normal_(generator=noise)
-    found = mode.new_zeros(len(mode))
-    for _ in range(rounds):
+    eigenvalue = mode.new_zeros(len(mode))
+    for _ in range(power_iterations):
         direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        # -H v = (∇log p(q - h v) - ∇log p(q + h v)) / 2h
         reach = 1e-3 * (1 + mode.norm(dim=1, keepdim=True)) * direction
-        # -H v = (∇U(q - h v) - ∇U(q + h v)) / 2h
-        bent = gradient(mode - reach, *batch)[1] - gradient(mode + reach, *batch)[1]
-        bent = bent / (2e-3 * (1 + mode.norm(dim=1, keepdim=True)))
-        found, direction = (bent * direction).sum(1), bent
-    largest = float(found.abs().max())
+        difference = (
+            value_and_grad(mode - reach, *batch)[1] - value_and_grad(mode + reach, *batch)[1]
+        )
+        product = difference / (2e-3 * (1 + mode.norm(dim=1, keepdim=True)))
+        eigenvalue, direction = (product * direction).sum(1), product
+    largest = float(eigenvalue.abs().max())
     if not 0 < largest < float("inf"):
         raise SamplingError(
-            f"the curvature of the log-density near the start is {largest}: give a step_size"
+            f"{caller}: the curvature of the log density near the start is {largest}, so no step "
+            "size follows from it: give a step_size"
         )
     return largest
+
+
+def _climb(value_and_grad: ValueAndGrad, position: Tensor, batch: Batch, adam_steps: int) -> Tensor:
+    """Return positions near a mode, (chains, D)."""
+    top = position.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([top], lr=0.02)
+    for _ in range(adam_steps):
+        top.grad = -value_and_grad(top.detach(), *batch)[1]
+        optimizer.step()
+    return top.detach()

@@ -1,166 +1,199 @@
-r"""Stochastic gradient Langevin dynamics, many chains at once.
+r"""Stochastic gradient Langevin dynamics (SGLD), many chains at once.
 
 .. math::
 
-    q \leftarrow q + \tfrac{\varepsilon_t}{2} \nabla \hat U(q) + \sqrt{\varepsilon_t T}\; \xi,
-    \qquad \xi \sim \mathcal{N}(0, I)
+    q \leftarrow q + \tfrac{\varepsilon_t}{2} \nabla \log \hat p(q)
+    + \sqrt{\varepsilon_t T}\; \xi, \qquad \xi \sim \mathcal{N}(0, I)
 
-:math:`\hat U` is the log-density of a minibatch, in nats for the whole data set: the plate of the model has put its N/B
-to the likelihood. There is no accept step, so the law that the chain settles in is off by a bias of order
-:math:`\varepsilon`, and so is what the noise of the minibatches adds.
+:math:`\log \hat p` is the log density on a minibatch, in nats for the whole data set: the plate of
+the model multiplies the log likelihood by N/B. There is no accept step, so the stationary
+distribution has a bias of order :math:`\varepsilon`; the noise of the minibatches adds to it in
+the same order.
 
-Source: Welling & Teh (2011), equation 4, https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf.
+Source: Welling & Teh (2011), equation 4,
+https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.program import Program
 
 from .chains import sample
-from .noise import Numbers
-from .sampler import Batch, Gradient, Update
-from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
+from .noise import RandomNumbers
+from .options import RunOptions
+from .sampler import Batch, Update, ValueAndGrad
+from .schedules import StepSize, sampling_steps
+from .start import Start
+from .step_schedule import ScheduledInfo, StepSchedule, require_schedule
 
 __all__ = ["SGLD", "sgld"]
 
 
 def sgld(
-    model: Callable[..., Any],
-    data: tuple[Tensor, ...],
+    model: Program,
+    data: Batch,
     *,
-    step_size: Schedule | None = None,
+    step_size: StepSize | None = None,
+    temperature: float = 1.0,
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
+    thin: int = 1,
     batch_size: int | None = None,
-    temperature: float = 1.0,
+    start: Start = "prior",
     seed: int = 0,
-    **run: Any,
+    compile: bool = True,
+    progress: bool = True,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> Posterior:
-    r"""Sample the posterior, up to a bias of order :math:`\varepsilon`, by stochastic gradient Langevin dynamics.
-
-    The draws are unweighted. Where the step size changes, expectations are weighted by it:
-    ``posterior.statistics["step_size"]``, (chain, draw), has it for every draw.
+    r"""Sample the posterior by SGLD, up to a bias of order :math:`\varepsilon`.
 
     Args:
-        model: a ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
-        data: all the data, ``(x, y)``.
+        model: A ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
+        data: All the data, ``(x, y)``.
         step_size: :math:`\varepsilon`, a number or a function of the step number, such as
-            :func:`~pyro_bnn.mcmc.schedules.polynomial_decay` and :func:`~pyro_bnn.mcmc.schedules.cyclical`. It has the
-            scale of a posterior variance: where that is :math:`s^2` along its narrowest direction, steps above
-            :math:`4 s^2` explode.
-            ``None``: :math:`0.2\,(B/N)/\lambda`, from the curvature :math:`\lambda` that is found at the start (see
-            :mod:`~pyro_bnn.mcmc.curvature`).
-        chains: how many, computed together in one process.
-        warmup: steps before the first draw.
-        draws: to be kept of each chain, one in ``thin`` steps.
-        batch_size: B, drawn with replacement for every chain and step; ``None``: all the data.
-        temperature: T; the target is the posterior to the power 1/T, so one is the posterior and zero gradient ascent.
-        seed: of all random numbers.
-        run: ``thin``, ``start``, ``folder``, ``resume``, ``progress``, ``compile``: see
-            :func:`~pyro_bnn.mcmc.chains.sample`.
+            :func:`~pyro_bnn.mcmc.schedules.polynomial_decay` and
+            :func:`~pyro_bnn.mcmc.schedules.cyclical`. It has the scale of a posterior variance:
+            where that is :math:`s^2` along its narrowest direction, chains diverge at steps above
+            :math:`4 s^2`. ``None`` for :math:`0.2\,(B/N)/\lambda`, with the curvature
+            :math:`\lambda` measured at the start (see :mod:`~pyro_bnn.mcmc.curvature`).
+        temperature: T; the target is the posterior to the power 1/T. One gives the posterior, zero
+            gradient ascent.
+        chains: Number of chains, computed together in one process.
+        warmup: Number of steps before the first draw.
+        draws: Number of draws of each chain.
+        thin: Number of steps between draws.
+        batch_size: B, the number of examples of a minibatch, drawn with replacement for every
+            chain and step; ``None`` for all the data.
+        start: Where the chains start: ``"prior"`` for a draw from the prior each; a posterior or
+            the result of :func:`~pyro_bnn.fit` for a draw from it each; or values of the sites,
+            for all chains or one for each.
+        seed: Seed of all random numbers.
+        compile: Whether to compile the log density; without it, the draws agree up to rounding
+            and take longer.
+        progress: Whether to show a progress bar.
+        folder: Folder to which the draws are written as they are made, and the state of the run
+            every 30 seconds.
+        resume: Whether to continue the run in ``folder``, bit for bit as if never interrupted.
+
+    Returns:
+        The draws, unweighted, with ``statistics`` (chain, draw): ``lp``, ``step_size`` and, for a
+        cyclical schedule, ``cycle``. Where the step size changes, expectations are weighted by
+        ``posterior.statistics["step_size"]``.
 
     Raises:
-        ImproperPriorError: an improper prior.
-        ValueError: settings that make no sense, free parameters, data that are not ``num_data`` examples.
-        NonFiniteDensityError: a start of density zero, naming the site.
-        SamplingError: a chain that leaves the finite numbers: the step size is too large.
+        ImproperPriorError: A prior is improper.
+        ValueError: A setting is out of range, the model has free parameters, or the data are not
+            its ``num_data`` examples.
+        NonFiniteDensityError: The density is zero at the start; the message names the site.
+        SamplingError: A position becomes NaN or infinite: the step size is too large.
+        CheckpointError: The folder holds another run, or cannot be read or written.
     """
-    settings = SGLD(step_size, temperature)
-    return sample(
-        settings,
-        model,
-        data,
+    sampler = SGLD(step_size, temperature)
+    options = RunOptions(
+        sampler.caller,
         chains=chains,
         warmup=warmup,
         draws=draws,
+        thin=thin,
         batch_size=batch_size,
+        start=start,
         seed=seed,
-        keep=sampling_steps(step_size),
-        **run,
+        compile=compile,
+        progress=progress,
+        folder=folder,
+        resume=resume,
     )
+    return sample(sampler, model, data, options, sampling_steps(step_size))
 
 
 class State(NamedTuple):
-    """What the next step needs: where the chains are, and the gradient there."""
+    r"""Everything that the next step needs.
+
+    Attributes:
+        position: q, (chains, D).
+        gradient: :math:`\nabla \log \hat p(q)`, (chains, D).
+        schedule: Step size and temperature.
+    """
 
     position: Tensor
     gradient: Tensor
-    pace: StepSchedule
-
-
-class Info(NamedTuple):
-    """What a person wants to see of a step: the estimated log-density where it ended, and how it was made."""
-
-    lp: Tensor
-    step_size: Tensor
-    cycle: Tensor | None
+    schedule: StepSchedule
 
 
 @dataclass(frozen=True)
 class SGLD:
     """The settings of :func:`sgld`."""
 
-    step_size: Schedule | None = None
+    step_size: StepSize | None = None
     temperature: float = 1.0
 
     name = "SGLD"
+    caller = "sgld"
 
     def __post_init__(self) -> None:
-        require_step_schedule("sgld", self.step_size, self.temperature)
+        require_schedule(self)
 
-    def chosen(self, curvature: Callable[[], float], share: float) -> SGLD:
-        """Return the settings with a step size, if none was given; share is B/N."""
+    def with_default_step_size(self, curvature: Callable[[], float], batch_fraction: float) -> SGLD:
+        """Return the settings with a step size, if they have none."""
         if self.step_size is not None:
             return self
         # ε λ / 4 and ε λ (N / B) / 4: a twentieth of the variance at most
-        return replace(self, step_size=0.2 * share / curvature())
+        return replace(self, step_size=0.2 * batch_fraction / curvature())
 
-    def function(self, gradient: Gradient) -> Update:
+    def make_update(self, value_and_grad: ValueAndGrad) -> Update:
         """Return one step of all chains, as a function of tensors."""
 
         def update(
             position: Tensor,
-            slope: Tensor,
+            gradient: Tensor,
             normal: Tensor,
             step_size: Tensor,
             temperature: Tensor,
             *batch: Tensor,
         ) -> tuple[Tensor, ...]:
-            position = (
-                position + 0.5 * step_size * slope + (step_size * temperature).sqrt() * normal
-            )
-            value, slope = gradient(position, *batch)
-            return position, slope, value
+            noise = (step_size * temperature).sqrt() * normal
+            position = position + 0.5 * step_size * gradient + noise
+            log_density, gradient = value_and_grad(position, *batch)
+            return position, gradient, log_density
 
         return update
 
-    def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
-        """Return arguments of that function."""
-        small, zero = position.new_tensor(1e-4), torch.zeros_like(position)
-        return [position, zero, torch.ones_like(position), small, position.new_tensor(1.0), *batch]
+    def example_arguments(self, position: Tensor, batch: Batch) -> list[Tensor]:
+        """Return arguments of the update, to compile it with."""
+        zero, one = torch.zeros_like(position), torch.ones_like(position)
+        step_size, temperature = position.new_tensor(1e-4), position.new_tensor(1.0)
+        return [position, zero, one, step_size, temperature, *batch]
 
-    def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
-        """Return the state at these positions (chains, D)."""
-        return State(
-            position,
-            gradient(position, *batch)[1],
-            StepSchedule.start(self.step_size, self.temperature, position),
-        )
+    def init(
+        self, value_and_grad: ValueAndGrad, update: Update, position: Tensor, batch: Batch
+    ) -> State:
+        """Return the state of chains at these positions (chains, D)."""
+        _, gradient = value_and_grad(position, *batch)
+        return State(position, gradient, StepSchedule.start(self, position))
 
     def step(
-        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
-    ) -> tuple[State, Info]:
-        """Move all chains by one step; the minibatch gives the gradient where they arrive."""
-        pace = state.pace.at(number, self.step_size, self.temperature)
-        position, slope, value = update(
-            state.position, state.gradient, random.normal, pace.step_size, pace.temperature, *batch
+        self, update: Update, state: State, number: int, random: RandomNumbers, batch: Batch
+    ) -> tuple[State, ScheduledInfo]:
+        """Take one step of all chains; the minibatch gives the gradient at its end."""
+        schedule = state.schedule.at(number, self)
+        position, gradient, log_density = update(
+            state.position,
+            state.gradient,
+            random.normal,
+            schedule.step_size,
+            schedule.temperature,
+            *batch,
         )
-        return State(position, slope, pace), Info(value, pace.step_size, pace.cycle)
+        info = ScheduledInfo(log_density, schedule.step_size, schedule.cycle)
+        return State(position, gradient, schedule), info

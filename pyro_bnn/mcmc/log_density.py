@@ -1,325 +1,314 @@
-r"""The joint log-density of a Pyro program as a function of one flat, unconstrained vector.
+r"""The log density of a Pyro program as a function of one flat, unconstrained vector.
 
 .. math::
 
-    U(q) = \log p(y, w(q) \mid x) + \log\left|\det \frac{\partial w}{\partial q}\right|,
+    \log p(q) = \log p(y, w(q) \mid x) + \log\left|\det \frac{\partial w}{\partial q}\right|,
     \qquad q \in \mathbb{R}^D
 
-Every latent site takes its stretch of q, through a bijection from the real line to its support. What plates and
-``poutine.scale`` say about a minibatch is kept: with B of N examples the log-likelihood is multiplied by N/B, so U is
-an unbiased estimate of its full-data value. In nats.
+Every latent site occupies an interval of q, which a bijection maps to its support. Plates and
+``poutine.scale`` keep their meaning: with a minibatch of B out of N examples the log likelihood is
+multiplied by N/B, so the result is an unbiased estimate of the log density on all the data. Units
+are nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import cast
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
-from pyro_bnn.distributions import ImproperPriorError, LogUniform
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.runtime.compile import without_validation
 from pyro_bnn.runtime.copying import deepcopy_together
+from pyro_bnn.runtime.program import Program, sample_sites
 from pyro_bnn.runtime.rng import fork_rng
 from pyro_bnn.variational.parameters import LocalParamStore
 
+from .latent_sites import (
+    continuous_sites,
+    discrete_sites,
+    is_identity,
+    require_proper_priors,
+    require_samplable,
+)
+
 __all__ = ["LogDensity", "NonFiniteDensityError"]
+
+Potential = Callable[[dict[str, Tensor]], Tensor]
 
 
 class NonFiniteDensityError(RuntimeError):
-    """The log-density is infinite or NaN where sampling was to start; the message names the site."""
-
-
-class LatentSite(NamedTuple):
-    """One latent site: the shape of its value, the bijection from the real line, and its stretch of the vector."""
-
-    shape: torch.Size
-    transform: Any
-    unconstrained_shape: torch.Size
-    start: int
-    stop: int
+    """The log density is NaN or infinite at a starting point; the message names the site."""
 
 
 class LogDensity:
-    r"""The joint log-density :math:`U(q)` of a model and its gradient, for one chain or many.
+    r"""The log density :math:`\log p(q)` of a model and its gradient, for one chain or many.
 
-    The model is copied and put in evaluation mode, as for prediction: dropout layers pass everything, batch
-    normalisation uses its running moments.
+    The model is copied and put in evaluation mode, as for prediction: dropout layers are inactive,
+    and batch normalisation uses its running moments.
 
     Args:
-        model: a ``BayesianNet`` or any Pyro program without parameters to learn.
-        data: the arguments of the program, ``(x, y)``: all the data or a minibatch.
+        model: A ``BayesianNet`` or any Pyro program without free parameters.
+        data: The arguments of the program, ``(x, y)``: all the data or a minibatch.
+        caller: Name of the function that the user called, with which messages begin.
 
     Attributes:
-        trace: one run of the program, latent sites drawn from the prior.
-        sites: the latent sites in the order of the program.
+        trace: One run of the program, with latent sites drawn from the prior.
+        sites: The latent sites in the order of the program.
         size: D, the length of the vector.
-        vectorized: whether chains are computed together; if not, one by one.
+        vectorized: Whether all chains are computed together; if not, one after the other.
 
     Raises:
-        ImproperPriorError: a latent site under an improper prior, which has no posterior to sample.
-        ValueError: parameters that are still free, no latent site, or a plate that draws its own minibatch.
+        ImproperPriorError: A latent site has an improper prior, so there may be no posterior.
+        ValueError: Parameters are free, there is no latent site, or a plate draws its own
+            minibatch.
 
-    >>> def program(x, y):
-    ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    ...     with pyro.plate("data", 3, subsample=range(len(x))):
-    ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
-    >>> density = LogDensity(program, (torch.ones(3), torch.zeros(3)))
-    >>> value, gradient = density.value_and_grad(torch.ones(1, 1), *density.data)
-    >>> print(round(float(gradient), 3))  # of -q^2/2 - 3 q^2/2 at 1
-    -4.0
+    Example:
+        >>> def program(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", 3, subsample=range(len(x))):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> log_density = LogDensity(program, (torch.ones(3), torch.zeros(3)))
+        >>> value, gradient = log_density.value_and_grad(torch.ones(1, 1), *log_density.data)
+        >>> print(round(float(gradient), 3))  # of -q^2/2 - 3 q^2/2 at 1
+        -4.0
     """
 
-    def __init__(self, model: Callable[..., Any], data: tuple[Tensor, ...]) -> None:
-        (self.model,) = deepcopy_together(model)
-        self.data = tuple(data)
+    def __init__(
+        self, model: Program, data: tuple[Tensor, ...], caller: str = "LogDensity"
+    ) -> None:
+        self.model: Program = deepcopy_together(model)[0]
+        self.data, self.caller = tuple(data), caller
         if isinstance(self.model, nn.Module):
             self.model.eval()
         if isinstance(self.model, BayesianNet):
             self.model.subsample_size = None  # the minibatch is an argument
-        self.statements = LocalParamStore(self.model)
-        self.trace = trace = self._trace()
-        self.discrete = [name for name, site in trace.nodes.items() if _is_discrete(site)]
-        _require_samplable(self.model, trace)
-        self.sites: dict[str, LatentSite] = {}
-        for name, site in trace.nodes.items():
-            if _is_latent(site) and name not in self.discrete:
-                transform = biject_to(site["fn"].support)
-                free = transform.inv(site["value"]).shape
-                start = self.size
-                self.sites[name] = LatentSite(
-                    site["value"].shape, transform, free, start, start + free.numel()
-                )
-        like = next((trace.nodes[name]["value"] for name in self.sites), None)
-        if like is None:
-            raise ValueError("the model has no continuous latent site: there is nothing to sample")
-        self.dtype, self.device = like.dtype, like.device
-        self.plain = None if not self.discrete else _summed_out(self.model, self.data)
-        self.vectorized = self.plain is None and self._vectorizes()
+        self.parameters = LocalParamStore(self.model)
+        self.trace = self._run()
+        require_samplable(self.model, self.trace, caller)
+        self.sites = continuous_sites(self.trace)
+        if not self.sites:
+            raise ValueError(
+                f"{caller}: the model has no continuous latent site, so there is nothing to sample"
+            )
+        first_value = self._site_values(self.trace)[next(iter(self.sites))]
+        self.dtype, self.device = first_value.dtype, first_value.device
+        self.enumerating_potential: Potential | None = None
+        if discrete_sites(self.trace):
+            self.enumerating_potential = _potential(self.model, self.data)
+        self.vectorized = self.enumerating_potential is None and self._can_be_vectorized()
 
     @property
     def size(self) -> int:
         """D, the length of the unconstrained vector."""
-        return max((site.stop for site in self.sites.values()), default=0)
+        return max(site.stop for site in self.sites.values())
 
-    # --- values -------------------------------------------------------------------------------------------------------
+    # --- values -------------------------------------------------------------------------------
 
     def __call__(self, position: Tensor, *batch: Tensor) -> Tensor:
-        """Return the log-density at one position (D,), a scalar in nats."""
-        if self.plain is not None:
-            return -self.plain(self.free(position))
+        """Return the log density at one position (D,), a scalar in nats."""
+        if self.enumerating_potential is not None:
+            return -self.enumerating_potential(self.split(position))
         values, jacobian = self._values(position)
         trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*batch)
         return trace.log_prob_sum() + jacobian
 
-    def value_and_grad(self, positions: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-density (chains,) and its gradient (chains, D) at positions (chains, D), on one batch."""
-        return self._over_chains(positions, batch, shared=True)
+    def value_and_grad(self, positions: Tensor, /, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log density and gradient of all chains on one batch.
 
-    def value_and_grad_each(self, positions: Tensor, *batches: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with a minibatch for each chain, (chains, B, ...)."""
-        return self._over_chains(positions, batches, shared=False)
+        Args:
+            positions: (chains, D).
+            batch: The arguments of the program.
 
-    def _over_chains(
-        self, positions: Tensor, batches: tuple[Tensor, ...], shared: bool
-    ) -> tuple[Tensor, Tensor]:
-        if self.plain is not None:  # Pyro's sum over discrete sites does not go through torch.func
-            leaves = positions.detach().requires_grad_()
-            with self.statements.capture(), torch.enable_grad():
-                values = torch.stack([self(leaf) for leaf in leaves])
-            return values.detach(), torch.autograd.grad(values.sum(), leaves)[0]
-        one = torch.func.grad_and_value(self)
-        with self.statements.capture(), without_validation():
+        Returns:
+            The log density, (chains,), and its gradient, (chains, D).
+        """
+        if self.enumerating_potential is not None:
+            return self._value_and_grad_by_autograd(positions)
+        with self.parameters.capture(), without_validation():
             if self.vectorized:
-                axes = (0, *((None if shared else 0,) * len(batches)))
-                gradients, values = torch.vmap(one, in_dims=axes, randomness="different")(
-                    positions, *batches
-                )
-                return values, gradients
-            each = [
-                one(position, *(batch if shared else batch[chain] for batch in batches))
-                for chain, position in enumerate(positions)
-            ]
-        gradients, values = (torch.stack(parts) for parts in zip(*each, strict=True))
+                return self._vmap(positions, batch, batch_axis=None)
+            results = []
+            for position in positions:
+                results.append(torch.func.grad_and_value(self)(position, *batch))
+        return _stacked(results)
+
+    def value_and_grad_each(self, positions: Tensor, /, *batches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log density and gradient with a minibatch (B, ...) for each chain.
+
+        Args:
+            positions: (chains, D).
+            batches: The arguments of the program, (chains, B, ...).
+
+        Returns:
+            The log density, (chains,), and its gradient, (chains, D).
+        """
+        if self.enumerating_potential is not None:
+            return self._value_and_grad_by_autograd(positions)
+        with self.parameters.capture(), without_validation():
+            if self.vectorized:
+                return self._vmap(positions, batches, batch_axis=0)
+            results = []
+            for position, *batch in zip(positions, *batches, strict=True):
+                results.append(torch.func.grad_and_value(self)(position, *batch))
+        return _stacked(results)
+
+    def _vmap(
+        self, positions: Tensor, batch: tuple[Tensor, ...], batch_axis: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return log density and gradient of all chains, computed together."""
+        axes = (0,) + (batch_axis,) * len(batch)
+        function = torch.func.grad_and_value(self)
+        each = torch.vmap(function, in_dims=axes, randomness="different")
+        gradients, values = each(positions, *batch)
         return values, gradients
 
-    # --- positions ----------------------------------------------------------------------------------------------------
+    def _value_and_grad_by_autograd(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same without torch.func, with which Pyro cannot sum over discrete sites."""
+        leaves = positions.detach().requires_grad_()
+        with self.parameters.capture(), torch.enable_grad():
+            values = torch.stack([self(leaf) for leaf in leaves])
+        return values.detach(), torch.autograd.grad(values.sum(), leaves)[0]
+
+    # --- positions ----------------------------------------------------------------------------
+
+    def split(self, positions: Tensor) -> dict[str, Tensor]:
+        """Split positions (..., D) into one unconstrained tensor for each site."""
+        lead = positions.shape[:-1]
+        sizes = [site.stop - site.start for site in self.sites.values()]
+        # one split, whose derivative is one concatenation; slices would add up D numbers each
+        intervals = torch.split(positions, sizes, dim=-1)
+        unconstrained = {}
+        for (name, site), interval in zip(self.sites.items(), intervals, strict=True):
+            unconstrained[name] = interval.reshape(lead + site.unconstrained_shape)
+        return unconstrained
 
     def constrain(self, positions: Tensor) -> dict[str, Tensor]:
-        """Return the values of the sites at positions (..., D)."""
+        """Return the values of the sites, each (..., *shape), at positions (..., D)."""
         lead = positions.shape[:-1]
-        flat = self.free(positions)
-        return {
-            name: site.transform(flat[name]).reshape(lead + site.shape)
-            for name, site in self.sites.items()
-        }
+        values = {}
+        for name, unconstrained in self.split(positions).items():
+            site = self.sites[name]
+            values[name] = site.transform(unconstrained).reshape(lead + site.shape)
+        return values
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the positions (..., D) at which the sites have these values, each (..., *shape).
 
         Raises:
-            ValueError: a site that is missing, or whose value has another shape.
+            ValueError: A site has no value, or a value of another shape.
         """
-        parts = []
+        intervals = []
         for name, site in self.sites.items():
             value = values.get(name)
-            rank = len(site.shape)
-            if value is None or value.shape[value.dim() - rank :] != site.shape:
-                got = "none" if value is None else f"one of shape {tuple(value.shape)}"
+            expected = f"{self.caller}: expected a value of shape {tuple(site.shape)}"
+            if value is None:
+                raise ValueError(f"{expected} for site {name!r}, got none")
+            lead = value.shape[: value.dim() - len(site.shape)]
+            if value.shape != lead + site.shape:
                 raise ValueError(
-                    f"expected a value of shape {tuple(site.shape)} for site {name!r}, got {got}"
+                    f"{expected} for site {name!r}, got one of shape {tuple(value.shape)}"
                 )
-            lead = value.shape[: value.dim() - rank]
-            free = site.transform.inv(value.to(self.dtype))
-            parts.append(free.reshape((*lead, site.stop - site.start)))
-        return torch.cat(parts, -1)
+            unconstrained = site.transform.inv(value.to(self.dtype))
+            intervals.append(unconstrained.reshape((*lead, site.stop - site.start)))
+        return torch.cat(intervals, -1)
 
     def prior_draw(self) -> Tensor:
         """Return a position (D,) drawn from the prior."""
-        trace = self._trace()
-        return self.unconstrain({name: trace.nodes[name]["value"] for name in self.sites})
+        return self.unconstrain(self._site_values(self._run()))
 
     def require_finite(self, position: Tensor) -> None:
-        """Refuse a start without a finite density.
+        """Raise an error if the density at a position (D,) is zero or not a number.
 
         Raises:
-            NonFiniteDensityError: naming the sites.
+            NonFiniteDensityError: Naming the sites.
         """
-        if self.plain is not None:
+        if self.enumerating_potential is not None:
             return
         values, jacobian = self._values(position)
-        with self.statements.capture(), without_validation():
+        with self.parameters.capture(), without_validation():
             trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.data)
             trace.compute_log_prob()
-        bad = [
-            name
-            for name, site in trace.nodes.items()
-            if "log_prob" in site and not _finite(site["log_prob"])
-        ]
-        if bad or not _finite(jacobian):
+        places = []
+        for name, node in trace.nodes.items():
+            if "log_prob" in node and not _is_finite(node["log_prob"]):
+                places.append(f"at site {name}")
+        if not _is_finite(jacobian):
+            places.append("in the Jacobian of the transforms")
+        if places:
             raise NonFiniteDensityError(
-                f"the log-density is not finite at the start, at site {', '.join(bad) or 'none: the transforms are'}; "
-                "check the data and the scales of the priors there, or give another start"
+                f"{self.caller}: the log density is NaN or infinite at the start, "
+                f"{', '.join(places)}; check the data and the scales of the priors, or give "
+                "another start (start=...)"
             )
 
     def _values(self, position: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the sites' values and the log-determinant of all transforms at one position."""
+        """Return the values of the sites and the log-determinant of all transforms."""
         values, jacobian = {}, position.new_zeros(())
-        for name, free in self.free(position).items():
-            site = self.sites[name]
-            values[name] = value = site.transform(free)
-            if not _is_identity(site.transform):
-                jacobian = jacobian + site.transform.log_abs_det_jacobian(free, value).sum()
+        for name, unconstrained in self.split(position).items():
+            transform = self.sites[name].transform
+            values[name] = value = transform(unconstrained)
+            if not is_identity(transform):
+                log_det = transform.log_abs_det_jacobian(unconstrained, value)  # type: ignore[no-untyped-call]
+                jacobian = jacobian + log_det.sum()
         return values, jacobian
 
-    def free(self, positions: Tensor) -> dict[str, Tensor]:
-        """Cut positions (..., D) into one unconstrained tensor per site."""
-        lead = positions.shape[:-1]
-        sizes = [site.stop - site.start for site in self.sites.values()]
-        parts = positions.split(sizes, -1)
-        return {
-            name: part.reshape(lead + site.unconstrained_shape)
-            for (name, site), part in zip(self.sites.items(), parts, strict=True)
-        }
+    # --- construction -------------------------------------------------------------------------
 
-    # --- how it was made ----------------------------------------------------------------------------------------------
+    def _run(self) -> Trace:
+        """Run the program once.
 
-    def _trace(self) -> Any:
-        """Run the program once; a ``BayesianNet`` under an improper prior shows its sites without being sampled."""
-        with self.statements.capture(), torch.no_grad():
+        The sites of a ``BayesianNet`` are listed first without being sampled, because an improper
+        prior cannot be.
+        """
+        with self.parameters.capture(), torch.no_grad():
             if isinstance(self.model, BayesianNet):
-                _require_proper(poutine.trace(self.model.initialize).get_trace())
+                sites = poutine.trace(self.model.initialize).get_trace()
+                require_proper_priors(sites, self.caller)
             return poutine.trace(self.model).get_trace(*self.data)
 
-    def _vectorizes(self) -> bool:
-        """Return whether the chains can be computed together by ``vmap``."""
-        self.vectorized = True
+    def _site_values(self, trace: Trace) -> dict[str, Tensor]:
+        """Return the values of the continuous latent sites in a run of the program."""
+        values = {}
+        for name, site in sample_sites(trace):
+            if name in self.sites:
+                values[name] = site["value"]
+        return values
+
+    def _can_be_vectorized(self) -> bool:
+        """Return whether ``vmap`` can compute all chains together."""
+        positions = torch.zeros(2, self.size, dtype=self.dtype, device=self.device)
         try:
-            self.value_and_grad(
-                torch.zeros(2, self.size, dtype=self.dtype, device=self.device), *self.data
-            )
-        except Exception:  # an operation that vmap does not know, or a decision by a value
+            with self.parameters.capture(), without_validation():
+                self._vmap(positions, self.data, batch_axis=None)
+        except Exception:  # an operation that vmap does not support, or a branch on a value
             return False
         return True
 
 
-def _require_samplable(model: Any, trace: Any) -> None:
-    """Refuse programs whose posterior is not that of their sites alone."""
-    _require_proper(trace)
-    if isinstance(model, BayesianNet):
-        free = list(model.free_parameters())
-    else:
-        free = list(trace.param_nodes)
-        free += (
-            [name for name, p in model.named_parameters() if p.requires_grad]
-            if isinstance(model, nn.Module)
-            else []
-        )
-    if free:
-        raise ValueError(
-            f"the parameters {', '.join(sorted(set(free)))} are free: a sampler would leave them where they are, and "
-            'its posterior would be of another model than that of fit. Give them a prior (BayesianNet(net, {"*": '
-            "prior}), Gaussian(scale=distribution)), or hold them at their present values by model.freeze()"
-        )
-    for name, site in trace.nodes.items():
-        if type(site.get("fn")).__name__ == "_Subsample" and site["fn"].subsample_size not in (
-            None,
-            site["fn"].size,
-        ):
-            raise ValueError(
-                f"the plate {name!r} draws its own minibatch of {site['fn'].subsample_size}; a sampler hands the "
-                f"examples in: pyro.plate({name!r}, {site['fn'].size}, subsample=range(len(x)))"
-            )
-
-
-def _require_proper(trace: Any) -> None:
-    for name, site in trace.nodes.items():
-        if _is_latent(site) and isinstance(
-            _base(site["fn"]), LogUniform | pyro.distributions.ImproperUniform
-        ):
-            raise ImproperPriorError(
-                f"site {name!r} has the improper prior {type(_base(site['fn'])).__name__}: its posterior need not "
-                "exist, and cannot be sampled. Proper relatives: priors.Horseshoe(slab=...), priors.LearnedNormal "
-                "(ARD, by fit alone), a Student-t, or a truncated log-uniform"
-            )
-
-
-def _base(distribution: Any) -> Any:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return distribution
-
-
-def _is_latent(site: Any) -> bool:
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and type(site["fn"]).__name__ != "_Subsample"
-        and not site["infer"].get("_deterministic")
-    )
-
-
-def _is_discrete(site: Any) -> bool:
-    return _is_latent(site) and site["fn"].has_enumerate_support
-
-
-def _is_identity(transform: Any) -> bool:
-    while hasattr(transform, "base_transform"):
-        transform = transform.base_transform
-    return transform == torch.distributions.identity_transform
-
-
-def _finite(value: Any) -> bool:
+def _is_finite(value: Tensor | float) -> bool:
     return bool(torch.as_tensor(value).isfinite().all())
 
 
-def _summed_out(model: Any, data: tuple[Tensor, ...]) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return Pyro's own potential, which sums discrete sites out; the sites must be marked for enumeration."""
+def _stacked(results: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return values and gradients of all chains, from pairs of gradient and value."""
+    gradients = [gradient for gradient, _ in results]
+    values = [value for _, value in results]
+    return torch.stack(values), torch.stack(gradients)
+
+
+def _potential(model: Program, data: tuple[Tensor, ...]) -> Potential:
+    """Return Pyro's own potential, -log p.
+
+    It sums over the discrete sites, which must be marked for enumeration.
+    """
     with fork_rng(torch.device("cpu"), 0):
-        return initialize_model(model, model_args=data, max_plate_nesting=1)[1]
+        _, potential, _, _ = initialize_model(  # type: ignore[no-untyped-call]
+            model, model_args=data, max_plate_nesting=1
+        )
+    return cast(Potential, potential)

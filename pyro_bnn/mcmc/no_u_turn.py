@@ -1,8 +1,9 @@
-"""The No-U-Turn Sampler, as others have written it: the baseline that :func:`~pyro_bnn.mcmc.hmc` is measured against.
+"""The No-U-Turn Sampler (NUTS), by other libraries: a baseline for :func:`~pyro_bnn.mcmc.hmc`.
 
-Two implementations of the same algorithm (Hoffman & Gelman, 2014, https://arxiv.org/abs/1111.4246) on the same model:
-``"pyro"`` runs Pyro's own, on the plain program, at some milliseconds a gradient; ``"nutpie"`` runs the one of nutpie
-(in Rust, in double precision) on the compiled log-density.
+Two implementations of the same algorithm (Hoffman & Gelman, 2014,
+https://arxiv.org/abs/1111.4246) sample the same model. ``"pyro"`` is Pyro's own, on the plain
+program, with some milliseconds for each gradient. ``"nutpie"`` is that of nutpie (written in Rust,
+in double precision) on the compiled log density.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyro.infer
@@ -21,225 +23,307 @@ from torch import Tensor, nn
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.compile import compiled
 from pyro_bnn.runtime.copying import deepcopy_together
-from pyro_bnn.runtime.minibatches import TensorBatches, batches_of
+from pyro_bnn.runtime.program import Program
 from pyro_bnn.runtime.rng import fork_rng
 
-from .chains import Start, convergence_warnings, require_fitting, starting_points
+from .chains import require_fitting, tensor_batches
+from .convergence import convergence_warnings, require_valid_draws
 from .log_density import LogDensity
+from .options import RunOptions
 from .sampler import Batch, ConvergenceWarning, Update
+from .start import Start, starting_points
 
-__all__ = ["nuts"]
+__all__ = ["NUTS", "nuts"]
 
 
 def nuts(
-    model: Callable[..., Any],
+    model: Program,
     data: Batch,
     *,
-    chains: int = 4,
-    warmup: int = 500,
-    draws: int = 500,
-    seed: int = 0,
     backend: str = "pyro",
     target_acceptance: float = 0.8,
     max_tree_depth: int = 10,
+    chains: int = 4,
+    warmup: int = 500,
+    draws: int = 500,
     start: Start = "prior",
+    seed: int = 0,
+    compile: bool = True,
     progress: bool = True,
 ) -> Posterior:
     r"""Sample the posterior by NUTS, one chain after the other.
 
     Args:
-        model: a ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
-        data: all the data, ``(x, y)``.
-        chains: how many.
-        warmup: iterations in which step size and scales are adapted; not kept.
-        draws: iterations that are kept, for each chain.
-        seed: of all random numbers.
+        model: A ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
+        data: All the data, ``(x, y)``.
         backend: ``"pyro"``, or ``"nutpie"`` (``pip install "pyro-bnn[nuts]"``).
-        target_acceptance: what the step size is adapted to.
-        max_tree_depth: trajectories have at most two to this power leapfrogs.
-        start: as for :func:`~pyro_bnn.mcmc.chains.sample`.
-        progress: show a bar.
+        target_acceptance: The mean acceptance probability to which the step size is adapted.
+        max_tree_depth: A trajectory has at most two to this power leapfrogs.
+        chains: Number of chains, computed one after the other.
+        warmup: Number of steps before the first draw, in which step size and scales are adapted.
+        draws: Number of draws of each chain.
+        start: Where the chains start: ``"prior"`` for a draw from the prior each; a posterior or
+            the result of :func:`~pyro_bnn.fit` for a draw from it each; or values of the sites,
+            for all chains or one for each.
+        seed: Seed of all random numbers.
+        compile: Whether to compile the log density; ``backend="pyro"`` never does.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The draws, with ``statistics`` (chain, draw): ``lp``, ``step_size``, ``acceptance_rate``,
+        ``diverging`` and, with nutpie, ``n_steps``.
 
     Raises:
-        ValueError: another backend; free parameters; data that are not ``num_data`` examples.
-        ImproperPriorError: an improper prior.
-        NonFiniteDensityError: a start of density zero, naming the site.
+        ImproperPriorError: A prior is improper.
+        ValueError: A setting is out of range, the model has free parameters, or the data are not
+            its ``num_data`` examples.
+        NonFiniteDensityError: The density is zero at the start; the message names the site.
+        SamplingError: Every draw diverges.
         ModuleNotFoundError: nutpie is not installed.
     """
-    if backend not in ("pyro", "nutpie"):
-        raise ValueError(f'nuts: expected backend="pyro" or "nutpie", got {backend!r}')
-    if chains < 1 or draws < 1 or warmup < 1:
-        raise ValueError(
-            f"nuts: expected chains, warmup and draws of at least 1, got {chains, warmup, draws}"
-        )
-    batches = batches_of(data, None, seed, getattr(model, "num_data", None))
-    if not isinstance(batches, TensorBatches):
-        raise ValueError("nuts: expected tensors (x, y), got a loader")
     began = time.perf_counter()
-    sampler = _with_pyro if backend == "pyro" else _with_nutpie
-    with fork_rng(torch.device("cpu"), seed):
-        density = (
-            LogDensity(model, batches.tensors)
-            if backend == "pyro"
-            else _doubled(model, batches.tensors)
-        )
-        require_fitting(density, batches)
-        position = starting_points(density, start, chains)
-    values, statistics = sampler(
-        density, position, warmup, draws, seed, target_acceptance, max_tree_depth, progress
+    sampler = NUTS(target_acceptance, max_tree_depth)
+    options = RunOptions(
+        sampler.caller,
+        chains=chains,
+        warmup=warmup,
+        draws=draws,
+        start=start,
+        seed=seed,
+        compile=compile,
+        progress=progress,
     )
-    told = convergence_warnings(statistics)
-    for concern in told:
-        warnings.warn(f"NUTS: {concern}", ConvergenceWarning, stacklevel=2)
+    if backend not in BACKENDS:
+        raise ValueError(f'nuts: expected backend="pyro" or "nutpie", got {backend!r}')
+    if options.warmup < 1:
+        raise ValueError(f"nuts: expected a warmup of at least one step, got {warmup}")
+    batches = tensor_batches(model, data, options)
+    with fork_rng(torch.device("cpu"), options.seed):
+        if backend == "pyro":
+            log_density = LogDensity(model, batches.tensors, options.caller)
+        else:
+            log_density = _in_double_precision(model, batches.tensors, options.caller)
+        require_fitting(log_density, batches)
+        position = starting_points(log_density, options.start, options.chains)
+    result = BACKENDS[backend](log_density, position, sampler, options)
+    require_valid_draws(options.caller, result.statistics)
+    problems = convergence_warnings(result.statistics)
+    for problem in problems:
+        warnings.warn(f"nuts: {problem}", ConvergenceWarning, stacklevel=2)
     facts = {
         "method": "NUTS" if backend == "pyro" else "NUTS (nutpie)",
         "seconds": time.perf_counter() - began,
-        "gradients": int(statistics.pop("gradients")),
+        "gradients": result.gradients,
         "data": batches.fingerprint(),
-        "settings": {
-            "warmup": warmup,
-            "target_acceptance": target_acceptance,
-            "max_tree_depth": max_tree_depth,
-        },
-        "warnings": told,
+        "settings": {"warmup": options.warmup} | vars(sampler),
+        "warnings": problems,
     }
-    own = next(
-        (part.dtype for part in batches.tensors if part.is_floating_point()),
-        torch.get_default_dtype(),
-    )
-    values = {name: value.to(own) for name, value in values.items()}
-    return Posterior.from_draws(model, values, statistics, facts)
+    dtype = _floating_dtype(batches.tensors)
+    values = {name: value.to(dtype) for name, value in result.values.items()}
+    return Posterior.from_draws(model, values, result.statistics, facts)
 
 
-def _doubled(model: Any, data: Batch) -> LogDensity:
-    """Return the log-density of program and data in double precision."""
-    (model,) = deepcopy_together(model)
-    if isinstance(model, nn.Module):
-        model.double()
-    return LogDensity(
-        model, tuple(part.double() if part.is_floating_point() else part for part in data)
-    )
+@dataclass(frozen=True)
+class NUTS:
+    """The settings of :func:`nuts`."""
+
+    target_acceptance: float = 0.8
+    max_tree_depth: int = 10
+
+    name = "NUTS"
+    caller = "nuts"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_acceptance < 1 or self.max_tree_depth < 1:
+            raise ValueError(
+                "nuts: expected a target_acceptance between 0 and 1 and a max_tree_depth of at "
+                f"least 1, got {self.target_acceptance} and {self.max_tree_depth}"
+            )
 
 
-def _with_pyro(
-    density: LogDensity,
-    position: Tensor,
-    warmup: int,
-    draws: int,
-    seed: int,
-    target: float,
-    depth: int,
-    progress: bool,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+class Result(NamedTuple):
+    """What a backend returns.
+
+    Attributes:
+        values: Of each site, (chain, draw, *shape).
+        statistics: Of each draw, (chain, draw).
+        gradients: Number of gradients of all chains, warm-up included.
+    """
+
+    values: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    gradients: int
+
+
+def _in_double_precision(model: Program, data: Batch, caller: str) -> LogDensity:
+    """Return the log density of copies of program and data in double precision."""
+    copied: Program = deepcopy_together(model)[0]
+    if isinstance(copied, nn.Module):
+        copied.double()
+    doubled = []
+    for tensor in data:
+        doubled.append(tensor.double() if tensor.is_floating_point() else tensor)
+    return LogDensity(copied, tuple(doubled), caller)
+
+
+def _floating_dtype(data: Batch) -> torch.dtype:
+    """Return the dtype of the first floating-point tensor, or torch's default."""
+    for tensor in data:
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+# --- Pyro -------------------------------------------------------------------------------------
+
+
+@dataclass
+class KernelRecord:
+    """The statistics of one chain, noted by Pyro after each iteration."""
+
+    log_density: list[float] = field(default_factory=list)
+    step_size: list[float] = field(default_factory=list)
+    acceptance_rate: list[float] = field(default_factory=list)
+
+    def __call__(
+        self, kernel: pyro.infer.NUTS, samples: Mapping[str, Tensor], stage: str, number: int
+    ) -> None:
+        """Note one iteration, if it is not part of the warm-up."""
+        if stage.lower().startswith("warmup"):
+            return
+        potential = cast(Tensor, kernel._potential_energy_last)
+        self.log_density.append(-float(potential))
+        self.step_size.append(kernel.step_size)
+        self.acceptance_rate.append(kernel._mean_accept_prob)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return them as tensors (draw,)."""
+        return {
+            "lp": torch.tensor(self.log_density),
+            "step_size": torch.tensor(self.step_size),
+            "acceptance_rate": torch.tensor(self.acceptance_rate),
+        }
+
+
+def _sample_with_pyro(
+    log_density: LogDensity, position: Tensor, sampler: NUTS, options: RunOptions
+) -> Result:
     """Run Pyro's sampler on the program, chain after chain."""
-    evaluations = itertools.count()
+    chains, draws = options.chains, options.draws
+    evaluations = 0
 
-    def program(*batch: Tensor) -> Any:
-        next(evaluations)
-        return density.model(*batch)
+    def program(*batch: Tensor) -> None:
+        nonlocal evaluations
+        evaluations += 1
+        log_density.model(*batch)
 
-    names = ("lp", "step_size", "acceptance_rate")
-    each = []
-    for chain, start in enumerate(position):
-        noted: list[tuple[float, ...]] = []
-
-        def note(kernel: Any, _: Any, stage: str, __: int, noted: list = noted) -> None:
-            if not stage.lower().startswith("warmup"):
-                noted.append(
-                    (
-                        -float(kernel._potential_energy_last),
-                        kernel.step_size,
-                        kernel._mean_accept_prob,
-                    )
-                )
-
-        kernel = pyro.infer.NUTS(program, target_accept_prob=target, max_tree_depth=depth)
-        run = pyro.infer.MCMC(
+    values, statistics = [], []
+    for chain, point in enumerate(position):
+        start = {name: value.clone() for name, value in log_density.split(point).items()}
+        record = KernelRecord()
+        kernel = pyro.infer.NUTS(  # type: ignore[no-untyped-call]
+            program,
+            target_accept_prob=sampler.target_acceptance,
+            max_tree_depth=sampler.max_tree_depth,
+        )
+        mcmc = pyro.infer.MCMC(  # type: ignore[no-untyped-call]
             kernel,
             num_samples=draws,
-            warmup_steps=warmup,
-            initial_params={name: part.clone() for name, part in density.free(start).items()},
-            disable_progbar=not progress,
-            hook_fn=note,
+            warmup_steps=options.warmup,
+            initial_params=start,
+            disable_progbar=not options.progress,
+            hook_fn=record,
         )
-        with fork_rng(density.device, seed * 1009 + chain), density.statements.capture():
-            run.run(*density.data)
+        seed = options.seed * 1009 + chain
+        with fork_rng(log_density.device, seed), log_density.parameters.capture():
+            mcmc.run(*log_density.data)
+        diagnostics = mcmc.diagnostics()  # type: ignore[no-untyped-call]
         diverging = torch.zeros(draws, dtype=torch.bool)
-        diverging[list(map(int, run.diagnostics()["divergences"]["chain 0"]))] = True
-        statistics = dict(zip(names, torch.tensor(noted).T, strict=True)) | {"diverging": diverging}
-        each.append((run.get_samples(), statistics))
-    values, statistics = (_stacked(parts) for parts in zip(*each, strict=True))
-    shaped = {
-        name: values[name].reshape(len(position), draws, *site.shape)
-        for name, site in density.sites.items()
-    }
-    return shaped, statistics | {"gradients": torch.tensor(next(evaluations))}
+        diverging[diagnostics["divergences"]["chain 0"]] = True
+        values.append(mcmc.get_samples())  # type: ignore[no-untyped-call]
+        statistics.append(record.statistics() | {"diverging": diverging})
+    pooled, shaped = _stack(values), {}
+    for name, site in log_density.sites.items():
+        shaped[name] = pooled[name].reshape(chains, draws, *site.shape)
+    return Result(shaped, _stack(statistics), evaluations)
 
 
-def _with_nutpie(
-    density: LogDensity,
-    position: Tensor,
-    warmup: int,
-    draws: int,
-    seed: int,
-    target: float,
-    depth: int,
-    progress: bool,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Run nutpie's sampler on the compiled log-density."""
+def _stack(chains: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all chains in one for each name, with the chains along axis 0."""
+    stacked = {}
+    for name in chains[0]:
+        stacked[name] = torch.stack([chain[name] for chain in chains])
+    return stacked
+
+
+# --- nutpie -----------------------------------------------------------------------------------
+
+NUTPIE_STATISTICS = {
+    "lp": "logp",
+    "step_size": "step_size_bar",
+    "acceptance_rate": "mean_tree_accept",
+    "diverging": "diverging",
+    "n_steps": "n_steps",
+}
+
+
+def _sample_with_nutpie(
+    log_density: LogDensity, position: Tensor, sampler: NUTS, options: RunOptions
+) -> Result:
+    """Run nutpie's sampler on the compiled log density."""
     try:
         import nutpie
         from nutpie.compiled_pyfunc import from_pyfunc
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'{error}; the backend "nutpie" needs it: pip install "pyro-bnn[nuts]"'
+            f'nuts: {error}; backend="nutpie" needs it: pip install "pyro-bnn[nuts]"'
         ) from error
-    update: Update = density.value_and_grad
-    if density.vectorized:
-        update = compiled(update, [position[:1], *density.data], "NUTS on this model")
+    update: Update = log_density.value_and_grad
+    if options.compile and log_density.vectorized:
+        arguments = [position[:1], *log_density.data]
+        update = compiled(update, arguments, "NUTS on this model")
 
-    def density_and_gradient(q: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = update(torch.from_numpy(q).to(density.dtype)[None], *density.data)
-        if not bool(value.isfinite()):
-            raise ValueError(
-                "the log-density is not finite"
-            )  # nutpie takes it for the end of the trajectory
+    def value_and_grad(q: np.ndarray) -> tuple[float, np.ndarray]:
+        positions = torch.from_numpy(q).to(log_density.dtype)[None]
+        value, gradient = update(positions, *log_density.data)
+        if not bool(value.isfinite()):  # nutpie then ends the trajectory
+            raise ValueError("the log density is NaN or infinite")
         return float(value), gradient[0].double().numpy()
 
     starts: Iterator[Tensor] = itertools.cycle(position)
+    size = log_density.size
     program = from_pyfunc(
-        density.size,
-        lambda: density_and_gradient,
+        size,
+        lambda: value_and_grad,
         lambda *_: lambda q: {"position": q},
         [np.dtype("float64")],
-        [(density.size,)],
+        [(size,)],
         ["position"],
         make_initial_point_fn=lambda _: next(starts).double().numpy(),
     )
     result = nutpie.sample(
         program,
-        draws=draws,
-        tune=warmup,
-        chains=len(position),
+        draws=options.draws,
+        tune=options.warmup,
+        chains=options.chains,
         cores=1,
-        seed=seed,
+        seed=options.seed,
         save_warmup=True,
-        progress_bar=progress,
-        target_accept=target,
-        maxdepth=depth,
+        progress_bar=options.progress,
+        target_accept=sampler.target_acceptance,
+        maxdepth=sampler.max_tree_depth,
     )
-    flat = torch.from_numpy(np.array(result["posterior"]["position"].values))
-    stats, before = (result[group] for group in ("sample_stats", "warmup_sample_stats"))
-    theirs = ("logp", "step_size_bar", "mean_tree_accept", "diverging", "n_steps")
-    ours = ("lp", "step_size", "acceptance_rate", "diverging", "n_steps")
-    statistics = {
-        a: torch.from_numpy(np.array(stats[b].values)) for a, b in zip(ours, theirs, strict=True)
-    }
-    gradients = int(stats["n_steps"].sum()) + int(before["n_steps"].sum())
-    return density.constrain(flat.to(density.dtype)), statistics | {
-        "gradients": torch.tensor(gradients)
-    }
+    positions = torch.from_numpy(np.array(result["posterior"]["position"].values))
+    sample_stats, warmup_stats = result["sample_stats"], result["warmup_sample_stats"]
+    statistics = {}
+    for name, nutpie_name in NUTPIE_STATISTICS.items():
+        statistics[name] = torch.from_numpy(np.array(sample_stats[nutpie_name].values))
+    gradients = int(sample_stats["n_steps"].sum()) + int(warmup_stats["n_steps"].sum())
+    values = log_density.constrain(positions.to(log_density.dtype))
+    return Result(values, statistics, gradients)
 
 
-def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+BACKENDS: dict[str, Callable[[LogDensity, Tensor, NUTS, RunOptions], Result]] = {
+    "pyro": _sample_with_pyro,
+    "nutpie": _sample_with_nutpie,
+}

@@ -1,18 +1,21 @@
-r"""Stochastic gradient Langevin dynamics with the diagonal preconditioner of RMSprop, many chains at once.
+r"""SGLD with the diagonal preconditioner of RMSprop (pSGLD), many chains at once.
 
 .. math::
 
-    q \leftarrow q + \tfrac{\varepsilon_t}{2}\, G\, \nabla \hat U(q) + \sqrt{\varepsilon_t T\, G}\; \xi, \qquad
-    G = \frac{1}{\lambda + \sqrt V}, \qquad V \leftarrow a V + (1 - a)\, \bar g^2,
+    q \leftarrow q + \tfrac{\varepsilon_t}{2}\, G\, \nabla \log \hat p(q)
+    + \sqrt{\varepsilon_t T\, G}\; \xi, \qquad
+    G = \frac{1}{\lambda + \sqrt V}, \qquad
+    V \leftarrow a V + (1 - a)\, \bar g^2
 
-:math:`\hat U` being the log-density of a minibatch in nats for the whole data set, and :math:`\bar g = \nabla \hat U /
-N` its gradient per example (the prior's part of it, which the paper leaves out, is of order 1/N). Each chain has its
-own V, which begins with the gradient at the start.
+:math:`\log \hat p` is the log density on a minibatch, in nats for the whole data set, and
+:math:`\bar g = \nabla \log \hat p / N` is its gradient per example (it includes the prior, which
+the paper leaves out and which is of order 1/N). Each chain has a V of its own, which begins with
+the gradient at the start.
 
-The term :math:`\Gamma_i = \partial G_i / \partial q_i` of the exact drift is left out, as in the paper's experiments:
-it needs second derivatives of the density, and it is of order 1 - a, for V averages over 1 / (1 - a) steps. What it
-leaves is a bias that does not vanish with the step size; ``adapt_draws=False`` holds V fixed after the warm-up, where
-:math:`\Gamma` is zero.
+The term :math:`\Gamma_i = \partial G_i / \partial q_i` of the exact drift is left out, as in the
+experiments of the paper: it needs second derivatives of the density. It is of order 1 - a, because
+V averages over 1 / (1 - a) steps, and leaving it out causes a bias that does not vanish with the
+step size. ``adapt_draws=False`` holds V fixed after the warm-up, where :math:`\Gamma` is zero.
 
 Source: Li, Chen, Carlson & Carin (2016), algorithm 1, https://arxiv.org/abs/1512.07666.
 """
@@ -22,110 +25,139 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.program import Program
 
-from .chains import sample
-from .noise import Numbers
-from .sampler import Batch, Gradient, Update
-from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
+from .chains import require_tensors, sample
+from .noise import RandomNumbers
+from .options import RunOptions
+from .sampler import Batch, Update, ValueAndGrad
+from .schedules import StepSize, sampling_steps
+from .start import Start
+from .step_schedule import ScheduledInfo, StepSchedule, require_schedule
 
 __all__ = ["PSGLD", "psgld"]
 
 
 def psgld(
-    model: Callable[..., Any],
-    data: tuple[Tensor, ...],
+    model: Program,
+    data: Batch,
     *,
-    step_size: Schedule | None = None,
-    chains: int = 4,
-    warmup: int = 1000,
-    draws: int = 1000,
-    batch_size: int | None = None,
+    step_size: StepSize | None = None,
     temperature: float = 1.0,
     decay: float = 0.99,
     floor: float = 1e-5,
     preconditioner: float | Tensor | None = None,
     adapt_draws: bool = True,
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    thin: int = 1,
+    batch_size: int | None = None,
+    start: Start = "prior",
     seed: int = 0,
-    **run: Any,
+    compile: bool = True,
+    progress: bool = True,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> Posterior:
-    r"""Sample the posterior, approximately, by preconditioned stochastic gradient Langevin dynamics.
-
-    The draws are unweighted. Where the step size changes, expectations are weighted by it:
-    ``posterior.statistics["step_size"]``, (chain, draw), has it for every draw.
+    r"""Sample the posterior, approximately, by preconditioned SGLD.
 
     Args:
-        model: a ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
-        data: all the data, ``(x, y)``.
-        step_size: :math:`\varepsilon`, a number or a function of the step number; along coordinate i the step is
-            :math:`\varepsilon G_i`, which has the scale of a posterior variance.
-            ``None``: :math:`0.2\,(B/N)/(\lambda G)`, from the curvature :math:`\lambda` that is found at the start
-            (see :mod:`~pyro_bnn.mcmc.curvature`) and the G that goes with it.
-        chains: how many, computed together in one process.
-        warmup: steps before the first draw.
-        draws: to be kept of each chain, one in ``thin`` steps.
-        batch_size: B, drawn with replacement for every chain and step; ``None``: all the data.
-        temperature: T; the target is the posterior to the power 1/T, so one is the posterior.
-        decay: a, how much of V each step keeps.
+        model: A ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
+        data: All the data, ``(x, y)``.
+        step_size: :math:`\varepsilon`, a number or a function of the step number. The step along
+            coordinate i is :math:`\varepsilon G_i`, which has the scale of a posterior variance.
+            ``None`` for :math:`0.2\,(B/N)/(\lambda G)`, with the curvature :math:`\lambda`
+            measured at the start (see :mod:`~pyro_bnn.mcmc.curvature`) and the G to be expected
+            there.
+        temperature: T; the target is the posterior to the power 1/T. One gives the posterior.
+        decay: a, the fraction of V that each step keeps.
         floor: :math:`\lambda`, which bounds G by its inverse.
-        preconditioner: G itself, a number or a tensor (D,) in the order of the sites, held fixed; ``None``: adapted.
-        adapt_draws: adapt G after the warm-up as well, as the paper does.
-        seed: of all random numbers.
-        run: ``thin``, ``start``, ``folder``, ``resume``, ``progress``, ``compile``: see
-            :func:`~pyro_bnn.mcmc.chains.sample`.
+        preconditioner: G itself, held fixed: a number, or a tensor (D,) in the order of the sites.
+            ``None`` to adapt it.
+        adapt_draws: Whether G is adapted after the warm-up as well, as in the paper. ``False``
+            removes the bias of a G that changes, and suits a warm-up long enough to find G.
+        chains: Number of chains, computed together in one process.
+        warmup: Number of steps before the first draw.
+        draws: Number of draws of each chain.
+        thin: Number of steps between draws.
+        batch_size: B, the number of examples of a minibatch, drawn with replacement for every
+            chain and step; ``None`` for all the data.
+        start: Where the chains start: ``"prior"`` for a draw from the prior each; a posterior or
+            the result of :func:`~pyro_bnn.fit` for a draw from it each; or values of the sites,
+            for all chains or one for each.
+        seed: Seed of all random numbers.
+        compile: Whether to compile the log density; without it, the draws agree up to rounding
+            and take longer.
+        progress: Whether to show a progress bar.
+        folder: Folder to which the draws are written as they are made, and the state of the run
+            every 30 seconds.
+        resume: Whether to continue the run in ``folder``, bit for bit as if never interrupted.
+
+    Returns:
+        The draws, unweighted, with ``statistics`` (chain, draw): ``lp``, ``step_size`` and, for a
+        cyclical schedule, ``cycle``. Where the step size changes, expectations are weighted by
+        ``posterior.statistics["step_size"]``.
 
     Raises:
-        ImproperPriorError: an improper prior.
-        ValueError: settings that make no sense, free parameters, data that are not ``num_data`` examples.
-        NonFiniteDensityError: a start of density zero, naming the site.
-        SamplingError: a chain that leaves the finite numbers: the step size is too large.
+        ImproperPriorError: A prior is improper.
+        ValueError: A setting is out of range, the model has free parameters, or the data are not
+            its ``num_data`` examples.
+        NonFiniteDensityError: The density is zero at the start; the message names the site.
+        SamplingError: A position becomes NaN or infinite: the step size is too large.
+        CheckpointError: The folder holds another run, or cannot be read or written.
     """
-    num_data = len(data[0])
-    settings = PSGLD(
+    num_data = len(require_tensors("psgld", data)[0])
+    sampler = PSGLD(
         step_size, temperature, num_data, warmup, decay, floor, preconditioner, adapt_draws
     )
-    return sample(
-        settings,
-        model,
-        data,
+    options = RunOptions(
+        sampler.caller,
         chains=chains,
         warmup=warmup,
         draws=draws,
+        thin=thin,
         batch_size=batch_size,
+        start=start,
         seed=seed,
-        keep=sampling_steps(step_size),
-        **run,
+        compile=compile,
+        progress=progress,
+        folder=folder,
+        resume=resume,
     )
+    return sample(sampler, model, data, options, sampling_steps(step_size))
 
 
 class State(NamedTuple):
-    """What the next step needs: where the chains are, the gradient there, V, and how much of it to keep."""
+    r"""Everything that the next step needs.
+
+    Attributes:
+        position: q, (chains, D).
+        gradient: :math:`\nabla \log \hat p(q)`, (chains, D).
+        squares: V, (chains, D).
+        decay: a, (); one where V is held fixed.
+        schedule: Step size and temperature.
+    """
 
     position: Tensor
     gradient: Tensor
     squares: Tensor
     decay: Tensor
-    pace: StepSchedule
-
-
-class Info(NamedTuple):
-    """What a person wants to see of a step: the estimated log-density where it ended, and how it was made."""
-
-    lp: Tensor
-    step_size: Tensor
-    cycle: Tensor | None
+    schedule: StepSchedule
 
 
 @dataclass(frozen=True)
 class PSGLD:
     """The settings of :func:`psgld`."""
 
-    step_size: Schedule | None = None
+    step_size: StepSize | None = None
     temperature: float = 1.0
     num_data: int = 1
     warmup: int = 0
@@ -135,37 +167,42 @@ class PSGLD:
     adapt_draws: bool = True
 
     name = "pSGLD"
+    caller = "psgld"
 
     def __post_init__(self) -> None:
-        require_step_schedule("psgld", self.step_size, self.temperature)
+        require_schedule(self)
         if not (0 <= self.decay <= 1 and self.floor > 0):
             raise ValueError(
-                f"psgld: expected a decay from 0 to 1 and a floor above zero, got {self.decay} and {self.floor}"
+                "psgld: expected a decay from 0 to 1 and a floor above zero, "
+                f"got {self.decay} and {self.floor}"
             )
-        if self.preconditioner is not None and not bool(
-            (torch.as_tensor(self.preconditioner) > 0).all()
-        ):
-            raise ValueError(
-                f"psgld: expected a preconditioner above zero, got {self.preconditioner}"
-            )
+        if self.preconditioner is not None:
+            positive = torch.as_tensor(self.preconditioner) > 0
+            if not bool(positive.all()):
+                raise ValueError(
+                    f"psgld: expected a preconditioner above zero, got {self.preconditioner}"
+                )
 
-    def chosen(self, curvature: Callable[[], float], share: float) -> PSGLD:
-        """Return the settings with a step size, if none was given; share is B/N."""
+    def with_default_step_size(
+        self, curvature: Callable[[], float], batch_fraction: float
+    ) -> PSGLD:
+        """Return the settings with a step size, if they have none."""
         if self.step_size is not None:
             return self
         largest = curvature()
         if self.preconditioner is not None:
             scale = float(torch.as_tensor(self.preconditioner).max())
-        else:  # a mean gradient over B examples is near sqrt(λ / (N B)), so G is near its inverse
-            scale = min(1 / self.floor, math.sqrt(self.num_data**2 * share / largest))
-        return replace(self, step_size=0.2 * share / (scale * largest))
+        else:  # a mean gradient over B examples is near sqrt(λ / (N B)), and G near its inverse
+            scale = math.sqrt(self.num_data**2 * batch_fraction / largest)
+            scale = min(1 / self.floor, scale)
+        return replace(self, step_size=0.2 * batch_fraction / (scale * largest))
 
-    def function(self, gradient: Gradient) -> Update:
+    def make_update(self, value_and_grad: ValueAndGrad) -> Update:
         """Return one step of all chains, as a function of tensors."""
 
         def update(
             position: Tensor,
-            slope: Tensor,
+            gradient: Tensor,
             squares: Tensor,
             normal: Tensor,
             step_size: Tensor,
@@ -174,11 +211,11 @@ class PSGLD:
             *batch: Tensor,
         ) -> tuple[Tensor, ...]:
             scale = self._scale(squares)
-            drift = 0.5 * step_size * (scale * slope)
+            drift = 0.5 * step_size * (scale * gradient)
             position = position + drift + (step_size * temperature * scale).sqrt() * normal
-            value, slope = gradient(position, *batch)
-            squares = decay * squares + (1 - decay) * (slope / self.num_data).square()
-            return position, slope, squares, value
+            log_density, gradient = value_and_grad(position, *batch)
+            squares = decay * squares + (1 - decay) * (gradient / self.num_data).square()
+            return position, gradient, squares, log_density
 
         return update
 
@@ -188,44 +225,53 @@ class PSGLD:
             return torch.as_tensor(self.preconditioner, dtype=squares.dtype, device=squares.device)
         return 1 / (self.floor + squares.sqrt())
 
-    def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
-        """Return arguments of that function."""
+    def example_arguments(self, position: Tensor, batch: Batch) -> list[Tensor]:
+        """Return arguments of the update, to compile it with."""
         zero, one = torch.zeros_like(position), torch.ones_like(position)
-        scalars = [position.new_tensor(value) for value in (1e-4, 1.0, 0.5)]
-        return [position, zero, one, one, *scalars, *batch]
+        step_size, temperature = position.new_tensor(1e-4), position.new_tensor(1.0)
+        decay = position.new_tensor(0.5)
+        return [position, zero, one, one, step_size, temperature, decay, *batch]
 
-    def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
-        """Return the state at these positions (chains, D).
+    def init(
+        self, value_and_grad: ValueAndGrad, update: Update, position: Tensor, batch: Batch
+    ) -> State:
+        """Return the state of chains at these positions (chains, D).
 
         Raises:
-            ValueError: a preconditioner of another shape.
+            ValueError: The preconditioner has another shape.
         """
-        shape = torch.as_tensor(1.0 if self.preconditioner is None else self.preconditioner).shape
-        if shape not in (torch.Size(), position.shape[1:]):
-            raise ValueError(
-                f"psgld: expected a preconditioner of shape {tuple(position.shape[1:])}, got {tuple(shape)}"
-            )
-        slope = gradient(position, *batch)[1]
-        pace = StepSchedule.start(self.step_size, self.temperature, position)
+        if self.preconditioner is not None:
+            shape, expected = torch.as_tensor(self.preconditioner).shape, position.shape[1:]
+            if shape not in (torch.Size(), expected):
+                raise ValueError(
+                    f"psgld: expected a preconditioner of shape {tuple(expected)}, "
+                    f"got {tuple(shape)}"
+                )
+        _, gradient = value_and_grad(position, *batch)
         return State(
-            position, slope, (slope / self.num_data).square(), position.new_tensor(self.decay), pace
+            position,
+            gradient,
+            squares=(gradient / self.num_data).square(),
+            decay=position.new_tensor(self.decay),
+            schedule=StepSchedule.start(self, position),
         )
 
     def step(
-        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
-    ) -> tuple[State, Info]:
-        """Move all chains by one step; the minibatch gives the gradient where they arrive."""
-        pace, decay = state.pace.at(number, self.step_size, self.temperature), state.decay
+        self, update: Update, state: State, number: int, random: RandomNumbers, batch: Batch
+    ) -> tuple[State, ScheduledInfo]:
+        """Take one step of all chains; the minibatch gives the gradient at its end."""
+        schedule, decay = state.schedule.at(number, self), state.decay
         if number == self.warmup and not self.adapt_draws:
             decay = torch.ones_like(decay)
-        position, slope, squares, value = update(
+        position, gradient, squares, log_density = update(
             state.position,
             state.gradient,
             state.squares,
             random.normal,
-            pace.step_size,
-            pace.temperature,
+            schedule.step_size,
+            schedule.temperature,
             decay,
             *batch,
         )
-        return State(position, slope, squares, decay, pace), Info(value, pace.step_size, pace.cycle)
+        info = ScheduledInfo(log_density, schedule.step_size, schedule.cycle)
+        return State(position, gradient, squares, decay, schedule), info

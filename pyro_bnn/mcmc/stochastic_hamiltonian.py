@@ -1,15 +1,19 @@
-r"""Stochastic gradient Hamiltonian Monte Carlo, many chains at once.
+r"""Stochastic gradient Hamiltonian Monte Carlo (SGHMC), many chains at once.
 
 .. math::
 
-    v \leftarrow (1 - \alpha) v + \eta_t \nabla \hat U(q) + \sqrt{2 (\alpha - \hat\beta)\, \eta_t T}\; \xi, \qquad
+    v \leftarrow (1 - \alpha) v + \eta_t \nabla \log \hat p(q)
+    + \sqrt{2 (\alpha - \hat\beta)\, \eta_t T}\; \xi, \qquad
     q \leftarrow q + v
 
-:math:`\hat U` is the log-density of a minibatch in nats for the whole data set. This is gradient descent with momentum
-:math:`1 - \alpha` and learning rate :math:`\eta`, and noise: v is the momentum times the step, in the law
-:math:`\mathcal{N}(0, \eta T)`. With :math:`\alpha = 1` it is SGLD of step size :math:`2 \eta`. The friction takes out
-what the noise of the minibatches puts in: for gradients of covariance B, :math:`\hat\beta = \eta B / 2` accounts for
-it. There is no accept step: for a Gaussian target of precision A the variance is off by a factor of
+:math:`\log \hat p` is the log density on a minibatch, in nats for the whole data set. This is
+gradient descent with momentum :math:`1 - \alpha` and learning rate :math:`\eta`, plus noise; v is
+the momentum times the step, with the distribution :math:`\mathcal{N}(0, \eta T)`. With
+:math:`\alpha = 1` it is SGLD with step size :math:`2 \eta`.
+
+The friction removes the energy that the noise of the minibatches adds: for gradients of covariance
+B, :math:`\hat\beta = \eta B / 2` accounts for it. There is no accept step: for a Gaussian target
+of precision A the variance has a bias by the factor
 :math:`1 / (1 - \eta A / (2 (2 - \alpha)))`.
 
 Source: Chen, Fox & Guestrin (2014), equation 15, https://arxiv.org/abs/1402.4102.
@@ -19,175 +23,203 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.runtime.program import Program
 
 from .chains import sample
-from .noise import Numbers
-from .sampler import Batch, Gradient, Update
-from .schedules import Schedule, StepSchedule, require_step_schedule, sampling_steps
+from .noise import RandomNumbers
+from .options import RunOptions
+from .sampler import Batch, Update, ValueAndGrad
+from .schedules import StepSize, sampling_steps
+from .start import Start
+from .step_schedule import ScheduledInfo, StepSchedule, require_schedule
 
 __all__ = ["SGHMC", "sghmc"]
 
 
 def sghmc(
-    model: Callable[..., Any],
-    data: tuple[Tensor, ...],
+    model: Program,
+    data: Batch,
     *,
-    step_size: Schedule | None = None,
-    chains: int = 4,
-    warmup: int = 1000,
-    draws: int = 1000,
-    batch_size: int | None = None,
+    step_size: StepSize | None = None,
     temperature: float = 1.0,
     friction: float = 0.1,
     noise_estimate: float = 0.0,
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    thin: int = 1,
+    batch_size: int | None = None,
+    start: Start = "prior",
     seed: int = 0,
-    **run: Any,
+    compile: bool = True,
+    progress: bool = True,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> Posterior:
     r"""Sample the posterior, approximately, by stochastic gradient Hamiltonian Monte Carlo.
 
-    The draws are unweighted. Where the step size changes, expectations are weighted by it:
-    ``posterior.statistics["step_size"]``, (chain, draw), has it for every draw.
-
     Args:
-        model: a ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
-        data: all the data, ``(x, y)``.
-        step_size: :math:`\eta`, a number or a function of the step number. It has the scale of a posterior variance:
-            where that is :math:`s^2` along its narrowest direction, steps above :math:`2 (2 - \alpha) s^2` explode.
-            ``None``: :math:`0.1/\lambda`, with minibatches :math:`0.1\,\alpha (B/N)/\lambda`, from the curvature
-            :math:`\lambda` that is found at the start (see :mod:`~pyro_bnn.mcmc.curvature`).
-        chains: how many, computed together in one process.
-        warmup: steps before the first draw.
-        draws: to be kept of each chain, one in ``thin`` steps.
-        batch_size: B, drawn with replacement for every chain and step; ``None``: all the data.
-        temperature: T; the target is the posterior to the power 1/T, so one is the posterior.
-        friction: :math:`\alpha`, above 0 and at most 1, the part of the momentum that a step loses.
-        noise_estimate: :math:`\hat\beta`, at least 0 and at most :math:`\alpha`.
-        seed: of all random numbers.
-        run: ``thin``, ``start``, ``folder``, ``resume``, ``progress``, ``compile``: see
-            :func:`~pyro_bnn.mcmc.chains.sample`.
+        model: A ``BayesianNet`` or any Pyro program, with proper priors and no free parameters.
+        data: All the data, ``(x, y)``.
+        step_size: :math:`\eta`, a number or a function of the step number. It has the scale of a
+            posterior variance: where that is :math:`s^2` along its narrowest direction, chains
+            diverge at steps above :math:`2 (2 - \alpha) s^2`. ``None`` for :math:`0.1/\lambda`, or
+            with minibatches :math:`0.1\,\alpha (B/N)/\lambda`, with the curvature
+            :math:`\lambda` measured at the start (see :mod:`~pyro_bnn.mcmc.curvature`).
+        temperature: T; the target is the posterior to the power 1/T. One gives the posterior.
+        friction: :math:`\alpha`, the fraction of the momentum lost in a step, above 0 and at
+            most 1.
+        noise_estimate: :math:`\hat\beta`, from 0 to :math:`\alpha`.
+        chains: Number of chains, computed together in one process.
+        warmup: Number of steps before the first draw.
+        draws: Number of draws of each chain.
+        thin: Number of steps between draws.
+        batch_size: B, the number of examples of a minibatch, drawn with replacement for every
+            chain and step; ``None`` for all the data.
+        start: Where the chains start: ``"prior"`` for a draw from the prior each; a posterior or
+            the result of :func:`~pyro_bnn.fit` for a draw from it each; or values of the sites,
+            for all chains or one for each.
+        seed: Seed of all random numbers.
+        compile: Whether to compile the log density; without it, the draws agree up to rounding
+            and take longer.
+        progress: Whether to show a progress bar.
+        folder: Folder to which the draws are written as they are made, and the state of the run
+            every 30 seconds.
+        resume: Whether to continue the run in ``folder``, bit for bit as if never interrupted.
+
+    Returns:
+        The draws, unweighted, with ``statistics`` (chain, draw): ``lp``, ``step_size`` and, for a
+        cyclical schedule, ``cycle``. Where the step size changes, expectations are weighted by
+        ``posterior.statistics["step_size"]``.
 
     Raises:
-        ImproperPriorError: an improper prior.
-        ValueError: settings that make no sense, free parameters, data that are not ``num_data`` examples.
-        NonFiniteDensityError: a start of density zero, naming the site.
-        SamplingError: a chain that leaves the finite numbers: the step size is too large.
+        ImproperPriorError: A prior is improper.
+        ValueError: A setting is out of range, the model has free parameters, or the data are not
+            its ``num_data`` examples.
+        NonFiniteDensityError: The density is zero at the start; the message names the site.
+        SamplingError: A position becomes NaN or infinite: the step size is too large.
+        CheckpointError: The folder holds another run, or cannot be read or written.
     """
-    settings = SGHMC(step_size, temperature, friction, noise_estimate)
-    return sample(
-        settings,
-        model,
-        data,
+    sampler = SGHMC(step_size, temperature, friction, noise_estimate)
+    options = RunOptions(
+        sampler.caller,
         chains=chains,
         warmup=warmup,
         draws=draws,
+        thin=thin,
         batch_size=batch_size,
+        start=start,
         seed=seed,
-        keep=sampling_steps(step_size),
-        **run,
+        compile=compile,
+        progress=progress,
+        folder=folder,
+        resume=resume,
     )
+    return sample(sampler, model, data, options, sampling_steps(step_size))
 
 
 class State(NamedTuple):
-    """What the next step needs: where the chains are, how they move, and the gradient there."""
+    r"""Everything that the next step needs.
+
+    Attributes:
+        position: q, (chains, D).
+        velocity: v, (chains, D).
+        gradient: :math:`\nabla \log \hat p(q)`, (chains, D).
+        schedule: Step size and temperature.
+    """
 
     position: Tensor
     velocity: Tensor
     gradient: Tensor
-    pace: StepSchedule
-
-
-class Info(NamedTuple):
-    """What a person wants to see of a step: the estimated log-density where it ended, and how it was made."""
-
-    lp: Tensor
-    step_size: Tensor
-    cycle: Tensor | None
+    schedule: StepSchedule
 
 
 @dataclass(frozen=True)
 class SGHMC:
     """The settings of :func:`sghmc`."""
 
-    step_size: Schedule | None = None
+    step_size: StepSize | None = None
     temperature: float = 1.0
     friction: float = 0.1
     noise_estimate: float = 0.0
 
     name = "SGHMC"
+    caller = "sghmc"
 
     def __post_init__(self) -> None:
-        require_step_schedule("sghmc", self.step_size, self.temperature)
+        require_schedule(self)
         if not (0 < self.friction <= 1 and 0 <= self.noise_estimate <= self.friction):
             raise ValueError(
-                "sghmc: expected a friction above 0 and at most 1, and a noise_estimate from 0 to the friction, "
-                f"got {self.friction} and {self.noise_estimate}"
+                "sghmc: expected a friction above 0 and at most 1, and a noise_estimate from 0 to "
+                f"the friction, got {self.friction} and {self.noise_estimate}"
             )
 
-    def chosen(self, curvature: Callable[[], float], share: float) -> SGHMC:
-        """Return the settings with a step size, if none was given; share is B/N."""
+    def with_default_step_size(
+        self, curvature: Callable[[], float], batch_fraction: float
+    ) -> SGHMC:
+        """Return the settings with a step size, if they have none."""
         if self.step_size is not None:
             return self
-        # η λ / 4 without minibatches; with them the estimate β = η λ (N / B) / 2 beside the friction α
-        return replace(
-            self, step_size=(0.1 if share == 1 else 0.1 * self.friction * share) / curvature()
-        )
+        # η λ / 4 without minibatches; with them the estimate β = η λ (N / B) / 2 beside α
+        relative = 0.1
+        if batch_fraction < 1:
+            relative = 0.1 * self.friction * batch_fraction
+        return replace(self, step_size=relative / curvature())
 
-    def function(self, gradient: Gradient) -> Update:
+    def make_update(self, value_and_grad: ValueAndGrad) -> Update:
         """Return one step of all chains, as a function of tensors."""
 
         def update(
             position: Tensor,
             velocity: Tensor,
-            slope: Tensor,
+            gradient: Tensor,
             normal: Tensor,
             step_size: Tensor,
             temperature: Tensor,
             *batch: Tensor,
         ) -> tuple[Tensor, ...]:
             noise = (2 * (self.friction - self.noise_estimate) * step_size * temperature).sqrt()
-            velocity = (1 - self.friction) * velocity + step_size * slope + noise * normal
+            velocity = (1 - self.friction) * velocity + step_size * gradient + noise * normal
             position = position + velocity
-            value, slope = gradient(position, *batch)
-            return position, velocity, slope, value
+            log_density, gradient = value_and_grad(position, *batch)
+            return position, velocity, gradient, log_density
 
         return update
 
-    def examples(self, position: Tensor, batch: Batch) -> list[Tensor]:
-        """Return arguments of that function."""
+    def example_arguments(self, position: Tensor, batch: Batch) -> list[Tensor]:
+        """Return arguments of the update, to compile it with."""
         zero, one = torch.zeros_like(position), torch.ones_like(position)
-        return [
-            position,
-            zero,
-            zero,
-            one,
-            position.new_tensor(1e-4),
-            position.new_tensor(1.0),
-            *batch,
-        ]
+        step_size, temperature = position.new_tensor(1e-4), position.new_tensor(1.0)
+        return [position, zero, zero, one, step_size, temperature, *batch]
 
-    def init(self, gradient: Gradient, update: Update, position: Tensor, batch: Batch) -> State:
-        """Return the state at these positions (chains, D), at rest."""
-        pace = StepSchedule.start(self.step_size, self.temperature, position)
-        return State(position, torch.zeros_like(position), gradient(position, *batch)[1], pace)
+    def init(
+        self, value_and_grad: ValueAndGrad, update: Update, position: Tensor, batch: Batch
+    ) -> State:
+        """Return the state of chains at rest at these positions (chains, D)."""
+        _, gradient = value_and_grad(position, *batch)
+        at_rest = torch.zeros_like(position)
+        return State(position, at_rest, gradient, StepSchedule.start(self, position))
 
     def step(
-        self, update: Update, state: State, number: int, random: Numbers, batch: Batch
-    ) -> tuple[State, Info]:
-        """Move all chains by one step; the minibatch gives the gradient where they arrive."""
-        pace = state.pace.at(number, self.step_size, self.temperature)
-        position, velocity, slope, value = update(
+        self, update: Update, state: State, number: int, random: RandomNumbers, batch: Batch
+    ) -> tuple[State, ScheduledInfo]:
+        """Take one step of all chains; the minibatch gives the gradient at its end."""
+        schedule = state.schedule.at(number, self)
+        position, velocity, gradient, log_density = update(
             state.position,
             state.velocity,
             state.gradient,
             random.normal,
-            pace.step_size,
-            pace.temperature,
+            schedule.step_size,
+            schedule.temperature,
             *batch,
         )
-        return State(position, velocity, slope, pace), Info(value, pace.step_size, pace.cycle)
+        info = ScheduledInfo(log_density, schedule.step_size, schedule.cycle)
+        return State(position, velocity, gradient, schedule), info
