@@ -1,4 +1,4 @@
-"""From a posterior to a smaller network, to few bits, to a file."""
+"""Compression: from a posterior to a smaller network, to a few bits per weight, to a file."""
 
 from .onnx import ExportError as ExportError
 from .onnx import ensemble_to_onnx as ensemble_to_onnx

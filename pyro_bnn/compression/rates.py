@@ -1,26 +1,31 @@
-r"""The compression rates of the published tables, as formulas, and what each of them counts.
+r"""The compression rates of published tables, as formulas, with what each of them counts.
 
-None of them is the size of a file: they leave out biases, and mostly also indices, tables and headers. All take
-:math:`|W|`, the number of *weights* of the original network (no biases) at 32 bits each: 266,200 for LeNet-300-100,
-430,500 for LeNet-5, 14,977,728 for the VGG-like network. Published tables round them down.
+None of them is the size of a file: they leave out biases, and most of them also indices, tables
+and headers. All take :math:`|W|`, the number of *weights* of the original network (no biases) at
+32 bits each: 266,200 for LeNet-300-100, 430,500 for LeNet-5, 14,977,728 for the VGG-like network.
+Published tables round the rates down.
 
-========================  ==============================================================================================
-pruning                   :math:`|W| / |W_{\text{kept}}|`; see :func:`pruning_rate`, :func:`starred_pruning_rate`,
-                          :func:`csr_rate` for the three ways of counting under this one name
-fast prediction           fewer bits per weight as well, each layer with its own: :func:`fast_prediction_rate`
-maximum compression       a codebook and a Huffman code per layer: :func:`maximum_compression_rate`
-========================  ==============================================================================================
+pruning
+    :math:`|W| / |W_{\text{kept}}|`. The tables count in three ways under this name:
+    :func:`pruning_rate`, :func:`starred_pruning_rate` and :func:`csr_rate`.
+fast prediction
+    Fewer bits per weight as well, a number of bits for each layer: :func:`fast_prediction_rate`.
+maximum compression
+    A codebook and a Huffman code for each layer: :func:`maximum_compression_rate`.
 
-Source: Louizos, Ullrich & Welling (2017), section 5 and table 2; Han, Mao & Dally (2016), sections 2-4.
+Source: Louizos, Ullrich & Welling (2017), section 5 and table 2; Han, Mao & Dally (2016),
+sections 2 to 4.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import mul
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -39,113 +44,133 @@ __all__ = [
 def layer_sizes(
     architecture: str, convolutions: int = 0, kernel: int = 5, channels: int = 1, outputs: int = 10
 ) -> list[int]:
-    """Return the number of weights of each layer of an architecture as the tables write it.
+    """Return the number of weights of each layer of an architecture in the notation of the tables.
 
-    ``"278-98-13"`` (LeNet-300-100): the inputs of each dense layer. ``"5-10-76-16"`` (LeNet-5, two convolutions): the
-    filters of each convolution, then the inputs of each dense layer.
+    ``"278-98-13"`` (LeNet-300-100) lists the inputs of each dense layer. ``"5-10-76-16"``
+    (LeNet-5, two convolutions) lists the filters of each convolution, then the inputs of each
+    dense layer.
 
     Args:
-        architecture: the numbers, joined by hyphens.
-        convolutions: how many of them are filters.
-        kernel: the side of the square kernels.
-        channels: of the input images.
-        outputs: of the last layer.
+        architecture: The numbers, joined by hyphens.
+        convolutions: How many of them are filters.
+        kernel: Side of the square kernels.
+        channels: Channels of the input images.
+        outputs: Outputs of the last layer.
 
     Raises:
-        ValueError: what is no such string; more convolutions than numbers.
+        ValueError: The string is not an architecture, or has fewer numbers than convolutions.
 
-    >>> layer_sizes("278-98-13")
-    [27244, 1274, 130]
-    >>> layer_sizes("5-10-76-16", convolutions=2)
-    [125, 1250, 1216, 160]
+    Example:
+        >>> layer_sizes("278-98-13")
+        [27244, 1274, 130]
+        >>> layer_sizes("5-10-76-16", convolutions=2)
+        [125, 1250, 1216, 160]
     """
-    parts = architecture.split("-")
-    if not all(
-        part.isdecimal() and int(part) > 0 for part in parts
-    ) or not 0 <= convolutions <= len(parts):
+    widths = []
+    for part in architecture.split("-"):
+        width = 0  # not a width
+        if part.isdecimal():
+            width = int(part)
+        widths.append(width)
+    if min(widths) == 0 or not 0 <= convolutions <= len(widths):
         raise ValueError(
-            f"layer_sizes: expected widths above zero joined by hyphens, such as '278-98-13', {convolutions} of them "
-            f"of convolutions, got {architecture!r}"
+            "layer_sizes: expected widths of at least 1 joined by hyphens, such as '278-98-13', "
+            f"the first {convolutions} of them filters of convolutions, got {architecture!r}"
         )
-    widths = [int(part) for part in parts]
-    filters, inputs = [channels, *widths[:convolutions]], [*widths[convolutions:], outputs]
-    kernels = [kernel**2 * a * b for a, b in itertools.pairwise(filters)]
-    return kernels + [a * b for a, b in itertools.pairwise(inputs)]
+    filters = [channels, *widths[:convolutions]]
+    inputs = [*widths[convolutions:], outputs]
+    kernels = [kernel**2 * before * after for before, after in pairwise(filters)]
+    return kernels + [before * after for before, after in pairwise(inputs)]
 
 
 def pruning_rate(weights: int, kept: int) -> float:
-    r"""Return :math:`|W| / |W_{\text{kept}}|`: 32 bits before, 32 bits after, nothing for saying which are kept.
+    r"""Return :math:`|W| / |W_{\text{kept}}|`: 32 bits per weight before and after, no indices.
 
-    For group methods, whose pruned network is dense, ``kept`` is the size of that smaller network: ``sum(layer_sizes(
-    "278-98-13"))``. This is the column "Pruning" in its rows. With the number of nonzero weights it is the rate of the
-    papers on sparse networks, which counts no index at all.
+    For group methods, whose pruned network is dense, ``kept`` is the size of that smaller network,
+    ``sum(layer_sizes("278-98-13"))``; this is the column "Pruning" in their rows. With the number
+    of nonzero weights it is the rate of the papers on sparse networks, which counts no index.
 
     Args:
         weights: :math:`|W|`.
-        kept: how many of them are left.
+        kept: :math:`|W_{\text{kept}}|`.
     """
     return _ratio(weights, kept)
 
 
 def starred_pruning_rate(nominal: float) -> float:
-    """Return half of the rate that counts nonzero weights alone: each value of 32 bits brings an index of 32 bits.
+    """Return half of the rate that counts nonzero weights alone.
 
-    The column "Pruning" in the rows marked with a star, unstructured methods whose numbers are those of other papers.
+    Every value of 32 bits brings an index of 32 bits. This is the column "Pruning" in the rows
+    marked with a star: unstructured methods, with numbers from other papers.
 
     Args:
-        nominal: weights over nonzero weights.
+        nominal: Number of weights divided by the number of nonzero weights.
     """
     return nominal / 2
 
 
 def csr_rate(weights: int, nonzeros: Sequence[int], rows: Sequence[int]) -> float:
-    r"""Return the rate of compressed sparse rows: values, column indices and row pointers of 32 bits each.
+    r"""Return the rate of compressed sparse rows.
+
+    Values, column indices and row pointers have 32 bits each:
 
     .. math:: \frac{32 |W|}{\sum_l 32\,(2 n_l + r_l + 1)}
 
-    The column "Pruning" in the rows of Sparse VD.
+    This is the column "Pruning" in the rows of Sparse VD.
 
     Args:
         weights: :math:`|W|`.
-        nonzeros: :math:`n_l`, for each layer.
-        rows: :math:`r_l`, the rows of its matrix.
+        nonzeros: :math:`n_l`, the number of nonzero weights of each layer.
+        rows: :math:`r_l`, the number of rows of each layer's matrix.
     """
-    return _ratio(weights, sum(2 * n + r + 1 for n, r in zip(nonzeros, rows, strict=True)))
+    words = 0
+    for nonzero, row_count in zip(nonzeros, rows, strict=True):
+        words += 2 * nonzero + row_count + 1
+    return _ratio(weights, words)
 
 
 def fast_prediction_rate(weights: int, sizes: Sequence[int], bits: Sequence[int]) -> float:
-    r"""Return :math:`32 |W| / \sum_l |W_l|\, b_l`: every weight of the pruned network at the bits of its layer.
+    r"""Return :math:`32 |W| / \sum_l |W_l|\, b_l`: every weight at the bits of its layer.
 
-    The column "Fast prediction". It counts no index, so it is the size of a dense network alone: for sparse ones,
-    ``bits`` must hold the bits of the indices too.
+    This is the column "Fast prediction". It counts no index, so it is the size of a dense network.
+    For a sparse one, ``bits`` must include the bits of the indices.
 
     Args:
         weights: :math:`|W|`.
-        sizes: :math:`|W_l|`, how many weights each pruned layer has; see :func:`layer_sizes`.
-        bits: :math:`b_l`, per weight; see :mod:`~pyro_bnn.compression.quantization.precision`.
+        sizes: :math:`|W_l|`, the number of weights of each pruned layer; see :func:`layer_sizes`.
+        bits: :math:`b_l`, bits per weight of each layer; see
+            :mod:`~pyro_bnn.compression.quantization.precision`.
+
+    Raises:
+        ValueError: ``sizes`` and ``bits`` have different lengths.
     """
-    return _ratio(32 * weights, sum(size * b for size, b in zip(sizes, bits, strict=True)))
+    if len(sizes) != len(bits):
+        raise ValueError(
+            f"fast_prediction_rate: expected bits for each of {len(sizes)} layers, got {len(bits)}"
+        )
+    return _ratio(32 * weights, sum(map(mul, sizes, bits)))
 
 
 def maximum_compression_rate(
     weights: int, layers: Sequence[Tensor], index_bits: int | None = None
 ) -> float:
-    r"""Return the rate with a codebook of 32-bit values and a Huffman code of its own for each layer.
+    r"""Return the rate with a codebook of 32-bit values and a Huffman code for each layer.
 
     .. math:: \frac{32 |W|}{\sum_l \big( 32 K_l + \sum_i |\mathrm{code}_l(w_i)| \big)}
 
-    The column "Maximum compression". It counts the codebooks of :math:`K_l` values but neither the Huffman trees nor
-    shapes nor biases. Without ``index_bits`` a layer is dense, and zero a symbol like others (group methods). With it,
-    only nonzero weights are stored, each with the distance from the one before; a distance above
-    :math:`2^b` is bridged by filler zeros; values and distances have a Huffman code each (Han et al.).
+    This is the column "Maximum compression". It counts the codebooks of :math:`K_l` values, but
+    neither the Huffman trees nor shapes nor biases. Without ``index_bits`` a layer is dense, and
+    zero is one of its values (group methods). With ``index_bits`` only nonzero weights are
+    stored, each with the distance from the one before. A distance above :math:`2^b` is bridged by
+    filler zeros; values and distances have a Huffman code each (Han et al.).
 
     Args:
         weights: :math:`|W|`.
-        layers: the pruned weights of each layer, with few distinct values.
-        index_bits: b, for sparse layers; Han et al. take 5 for dense layers and 8 for convolutions.
+        layers: The pruned weights of each layer, with few distinct values.
+        index_bits: b, for sparse layers; 5 for dense layers and 8 for convolutions in Han et al.
 
     Raises:
-        ValueError: index bits out of 1 ... 32.
+        ValueError: ``index_bits`` is not from 1 to 32.
     """
     if index_bits is not None and not 1 <= index_bits <= 32:
         raise ValueError(
@@ -155,77 +180,115 @@ def maximum_compression_rate(
     for layer in layers:
         symbols: list[float] = layer.flatten().tolist()
         if index_bits is not None:
-            symbols, distances = _relative(symbols, 2**index_bits)
-            total += _huffman_bits(distances)
+            sparse = _sparse_symbols(symbols, 2**index_bits)
+            symbols = sparse.values
+            total += _huffman_bits(sparse.distances)
         total += 32 * len(set(symbols)) + _huffman_bits(symbols)
     return _ratio(32 * weights, total)
+
+
+class _Subtree(NamedTuple):
+    """A part of a Huffman tree; subtrees are ordered by occurrences, then by age.
+
+    Attributes:
+        occurrences: How often its symbols occur.
+        age: Order of creation. It breaks ties, so that the code is a function of the counts.
+        symbols: Indices of its symbols.
+    """
+
+    occurrences: int
+    age: int
+    symbols: list[int]
 
 
 def huffman_lengths(counts: Sequence[int]) -> list[int]:
     r"""Return the length in bits of each symbol's word in a Huffman code.
 
-    The average length lies in :math:`[H, H + 1)`, H being the entropy; a single symbol needs no bits.
+    The average length lies in :math:`[H, H + 1)`, with H the entropy. A single symbol needs no
+    bits.
 
     Args:
-        counts: how often each symbol occurs, at least once.
+        counts: How often each symbol occurs, at least once.
 
     Raises:
-        ValueError: a count below one.
+        ValueError: A count is below one.
 
-    >>> huffman_lengths([5, 1, 1, 2])
-    [1, 3, 3, 2]
+    Example:
+        >>> huffman_lengths([5, 1, 1, 2])
+        [1, 3, 3, 2]
     """
-    if any(count < 1 for count in counts):
+    if min(counts, default=1) < 1:
         raise ValueError(
-            f"huffman_lengths: expected symbols that occur at least once, got the counts {list(counts)}"
+            "huffman_lengths: expected symbols that occur at least once, got the counts "
+            f"{list(counts)}"
         )
     lengths = [0] * len(counts)
-    heap = [(count, index, [index]) for index, count in enumerate(counts)]
+    heap = [_Subtree(count, symbol, [symbol]) for symbol, count in enumerate(counts)]
     heapq.heapify(heap)
-    for order in itertools.count(
-        len(counts)
-    ):  # ties are broken by age, so the code is a function of the counts
-        if len(heap) < 2:
-            return lengths
-        first, second = heapq.heappop(heap), heapq.heappop(heap)
-        members = first[2] + second[2]
-        for member in members:
-            lengths[member] += 1
-        heapq.heappush(heap, (first[0] + second[0], order, members))
-    raise AssertionError("unreachable")
+    age = len(counts)
+    while len(heap) > 1:
+        first = heapq.heappop(heap)
+        second = heapq.heappop(heap)
+        symbols = first.symbols + second.symbols
+        for symbol in symbols:
+            lengths[symbol] += 1
+        occurrences = first.occurrences + second.occurrences
+        heapq.heappush(heap, _Subtree(occurrences, age, symbols))
+        age += 1
+    return lengths
 
 
 def entropy(counts: Sequence[int]) -> float:
-    r"""Return the entropy :math:`-\sum_k p_k \log_2 p_k` of the empirical distribution, in bits per symbol.
+    r"""Return the entropy of the empirical distribution in bits per symbol.
 
-    >>> entropy([2, 1, 1])
-    1.5
+    .. math:: H = -\sum_k p_k \log_2 p_k
+
+    Args:
+        counts: How often each symbol occurs.
+
+    Example:
+        >>> entropy([2, 1, 1])
+        1.5
     """
     total = sum(counts)
     return sum(count / total * math.log2(total / count) for count in counts if count)
 
 
 def _huffman_bits(symbols: Sequence[float]) -> int:
+    """Return the length in bits of a sequence in its own Huffman code."""
     counts = list(Counter(symbols).values())
-    return sum(
-        count * length for count, length in zip(counts, huffman_lengths(counts), strict=True)
-    )
+    return sum(map(mul, counts, huffman_lengths(counts)))
 
 
-def _relative(values: Sequence[float], reach: int) -> tuple[list[float], list[float]]:
-    """Return the nonzero values, with the filler zeros, and the distance of each from the one before."""
-    symbols: list[float] = []
+class _SparseSymbols(NamedTuple):
+    """A sparse layer as it is stored.
+
+    Attributes:
+        values: The nonzero values, and filler zeros.
+        distances: The distance of each from the one before.
+    """
+
+    values: list[float]
+    distances: list[float]
+
+
+def _sparse_symbols(weights: Sequence[float], reach: int) -> _SparseSymbols:
+    """Return nonzero weights and their distances, none of which exceeds ``reach``."""
+    values: list[float] = []
     distances: list[float] = []
     last = -1
-    for position, value in enumerate(values):
-        if value or position - last == reach:
-            symbols.append(value)
+    for position, weight in enumerate(weights):
+        if weight or position - last == reach:
+            values.append(weight)
             distances.append(position - last)
             last = position
-    while symbols and not symbols[-1]:  # zeros after the last weight need no bridge
-        symbols.pop(), distances.pop()
-    return symbols, distances
+    while values and not values[-1]:  # zeros after the last weight need no bridge
+        values.pop()
+        distances.pop()
+    return _SparseSymbols(values, distances)
 
 
 def _ratio(before: float, after: float) -> float:
-    return before / after if after else math.inf
+    if after == 0:
+        return math.inf
+    return before / after

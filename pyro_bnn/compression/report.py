@@ -1,44 +1,51 @@
-"""The report of a compression: layer by layer, and in total by every way of counting, each under its own name."""
+"""The report of a compression: a row per layer, and every compression rate under its own name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from pyro_bnn.runtime.text_table import Cell, format_markdown_table, format_table
 
 from .latency import Latency, macs, readable
 from .pbnn.sizes import Sizes
 from .pruning.pruned_network import Pruned
 from .quantization.precision import bits_per_layer
-from .rates import csr_rate, fast_prediction_rate, maximum_compression_rate
+from .rates import (
+    csr_rate,
+    fast_prediction_rate,
+    maximum_compression_rate,
+    starred_pruning_rate,
+)
 
 __all__ = ["Layer", "Report", "report_on"]
 
-_FILE = "4 bytes per original weight / bytes of the file"
+_FILE_RATE = "4 bytes per original weight / bytes of the file"
 _INPUTS = "inputs that are read"
-_INDEX_BITS = (
-    5  # of the distance between two nonzero weights, as Han et al. have it for dense layers
-)
+_INDEX_BITS = 5  # of the distance between nonzero weights, as in Han et al. for dense layers
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight tensor, before and after.
+    """One weight tensor, before and after compression.
 
     Attributes:
-        name: of the weight.
-        shape: before.
-        new_shape: in the smaller network.
-        kept: weights that are not zero.
-        values: distinct numbers among these.
-        bits: of a weight in fixed point, by the published rule from the posterior's variances; ``None``: not known.
-        bytes: in the file, with the layer's biases and codebook, a fraction as arithmetic codes have them; ``None``: no
-            file was written.
-        macs: multiply-accumulates for one example, before.
-        new_macs: in the smaller network.
+        name: Name of the weight.
+        shape: Shape in the original network.
+        new_shape: Shape in the smaller network.
+        kept: Number of nonzero weights.
+        values: Number of distinct values among these.
+        bits: Bits per weight in fixed point, by the published rule from the posterior variances;
+            ``None`` if they are not known.
+        bytes: Bytes in the file, with the layer's biases and codebooks. A fraction, because an
+            arithmetic code has no byte boundaries. ``None`` if no file was written.
+        macs: Multiply-accumulates per example in the original network.
+        new_macs: Multiply-accumulates per example in the smaller network.
     """
 
     name: str
@@ -52,20 +59,34 @@ class Layer:
     new_macs: int
 
 
+class Macs(NamedTuple):
+    """Multiply-accumulates per example."""
+
+    before: int
+    after: int
+
+
+class _Table(NamedTuple):
+    """A table of a report."""
+
+    header: Sequence[str]
+    rows: list[list[Cell]]
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a compression achieved.
+    """The result of a compression.
 
     Attributes:
-        layers: a row per weight tensor.
-        architecture: filters and inputs that are left, as published tables write them.
-        weights: of the original network, biases not counted.
-        rates: how many times smaller, by the name of what is counted.
-        file_bytes: the size of the whole file; ``None``: there is none.
-        other_bytes: what it holds besides layers, by name: the graph, the header, which inputs are looked at.
-        errors: fractions of test examples that each network gets wrong.
-        latencies: what was measured.
-        notes: what there is to say besides.
+        layers: One entry per weight tensor.
+        architecture: Remaining filters and inputs, in the notation of published tables.
+        weights: Number of weights of the original network, biases not counted.
+        rates: Compression rates, by the name of what is counted.
+        file_bytes: Size of the whole file; ``None`` if no file was written.
+        other_bytes: Bytes of the file that belong to no layer, by name: graph, header, selections.
+        errors: Fraction of test examples that each network gets wrong.
+        latencies: Measured latencies.
+        notes: Further remarks.
     """
 
     layers: list[Layer]
@@ -79,85 +100,64 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @property
-    def macs(self) -> tuple[int, int]:
-        """Multiply-accumulates for one example, before and after."""
-        return sum(row.macs for row in self.layers), sum(row.new_macs for row in self.layers)
+    def macs(self) -> Macs:
+        """Multiply-accumulates per example, before and after."""
+        before = sum(layer.macs for layer in self.layers)
+        after = sum(layer.new_macs for layer in self.layers)
+        return Macs(before, after)
 
     def __str__(self) -> str:
-        return "\n\n".join("\n".join(_aligned(rows)) for rows in self._tables()) + self._end("\n")
+        tables = [format_table(table.header, table.rows) for table in self._tables()]
+        return "\n\n".join([*tables, "\n".join(self._closing_lines())])
 
     def to_markdown(self) -> str:
         """Return the report as Markdown tables."""
-        tables = ["\n".join(_markdown(rows)) for rows in self._tables()]
-        return (
-            f"# Compression of {self.weights:,} weights\n\n"
-            + "\n\n".join(tables)
-            + self._end("\n\n")
-            + "\n"
-        )
+        title = f"# Compression of {self.weights:,} weights"
+        tables = [format_markdown_table(table.header, table.rows) for table in self._tables()]
+        return "\n\n".join([title, *tables, *self._closing_lines()]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
-        before, after = self.macs
-        speedups = [{**asdict(row), "speedup": row.speedup} for row in self.latencies]
-        return asdict(self) | {"macs": {"before": before, "after": after}, "latencies": speedups}
+        """Return the report as a dictionary for JSON."""
+        latencies = []
+        for latency in self.latencies:
+            latencies.append(asdict(latency) | {"speedup": latency.speedup})
+        return asdict(self) | {"macs": self.macs._asdict(), "latencies": latencies}
 
-    def _tables(self) -> Iterator[list[tuple[str, ...]]]:
+    def _tables(self) -> Iterator[_Table]:
         yield self._layer_table()
-        yield [
-            ("times smaller, counted as", "rate"),
-            *((name, f"{rate:,.1f}") for name, rate in self.rates.items()),
-        ]
+        rates: list[list[Cell]] = [[name, f"{rate:,.1f}"] for name, rate in self.rates.items()]
+        yield _Table(("times smaller, counted as", "rate"), rates)
         if self.errors:
-            yield [
-                ("network", "test error"),
-                *((name, f"{error:.2%}") for name, error in self.errors.items()),
-            ]
+            errors: list[list[Cell]] = []
+            for name, error in self.errors.items():
+                errors.append([name, f"{error:.2%}"])
+            yield _Table(("network", "test error"), errors)
         if self.latencies:
-            head = ("runtime", "threads", "batch", "before", "after", "times as fast", "layouts")
-            yield [head, *map(_latency_row, self.latencies)]
+            header = ("runtime", "threads", "batch", "before", "after", "times as fast", "layouts")
+            yield _Table(header, [_latency_row(latency) for latency in self.latencies])
 
-    def _layer_table(self) -> list[tuple[str, ...]]:
-        head = (
-            "weight",
-            "before",
-            "after",
-            "kept",
-            "values",
-            "bits",
-            "bytes",
-            "MACs",
-            "MACs after",
-        )
-        rows = [
-            (
-                row.name,
-                _by(row.shape),
-                _by(row.new_shape),
-                f"{row.kept:,}",
-                f"{row.values:,}",
-                "" if row.bits is None else str(row.bits),
-                "" if row.bytes is None else f"{row.bytes:,.1f}",
-                f"{row.macs:,}",
-                f"{row.new_macs:,}",
-            )
-            for row in self.layers
-        ]
-        before, after = self.macs
-        dense = sum(math.prod(row.new_shape) for row in self.layers)
-        total = ("total", f"{self.weights:,}", f"{dense:,}", f"{sum(row.kept for row in self.layers):,}", "", "",
-                 "" if self.file_bytes is None else f"{self.file_bytes:,}", f"{before:,}", f"{after:,}")  # fmt: skip
-        others = [
-            (name, *[""] * 5, f"{count:,.1f}", "", "") for name, count in self.other_bytes.items()
-        ]
-        return [head, *rows, *others, total]
+    def _layer_table(self) -> _Table:
+        """Return a row per layer, then the other bytes of the file, then totals."""
+        sizes = ("before", "after", "kept", "values", "bits", "bytes")
+        header = ("weight", *sizes, "MACs", "MACs after")
+        rows: list[list[Cell]] = []
+        kept = dense = 0
+        for layer in self.layers:
+            kept += layer.kept
+            dense += math.prod(layer.new_shape)
+            row: list[Cell] = [layer.name, _by(layer.shape), _by(layer.new_shape)]
+            row += [layer.kept, layer.values, layer.bits, _one_decimal(layer.bytes)]
+            rows.append([*row, layer.macs, layer.new_macs])
+        for name, count in self.other_bytes.items():
+            rows.append([name, "", "", "", "", "", _one_decimal(count), "", ""])
+        total: list[Cell] = ["total", self.weights, dense, kept, "", "", self.file_bytes]
+        rows.append([*total, self.macs.before, self.macs.after])
+        return _Table(header, rows)
 
-    def _end(self, gap: str) -> str:
-        before, after = self.macs
-        lines = [
-            f"what is left: {self.architecture}; {before / max(after, 1):.1f} times fewer multiply-accumulates"
-        ]
-        return "\n\n" + gap.join([*lines, *self.notes])
+    def _closing_lines(self) -> list[str]:
+        fewer = self.macs.before / max(self.macs.after, 1)
+        line = f"pruned architecture: {self.architecture}; {fewer:.1f} times fewer "
+        return [line + "multiply-accumulates", *self.notes]
 
 
 def report_on(
@@ -168,124 +168,136 @@ def report_on(
     errors: Mapping[str, float] | None = None,
     latencies: Sequence[Latency] = (),
 ) -> Report:
-    """Return the report.
+    """Return the report of a compression.
 
-    The rates, of the final network: weights by nonzero weights; by the weights of the smaller network, its zeros
-    included; the published formulas of :mod:`~pyro_bnn.compression.rates`, pruning (as compressed sparse rows), fast
-    prediction and maximum compression (dense, and with relative indices), none of which counts biases; bytes of the
-    real file, which has everything in it.
+    The rates are those of the final network:
+
+    * weights divided by nonzero weights, and by the weights of the smaller network, zeros included;
+    * the published formulas of :mod:`~pyro_bnn.compression.rates`, none of which counts biases;
+    * the bytes of the file, which holds the whole network.
 
     Args:
-        pruned: the network before quantisation, from a posterior.
-        example: some inputs (n, ...).
-        final: the network that was written, after quantisation; ``pruned`` if not given.
-        sizes: what :func:`~pyro_bnn.compression.save` returned for the final network.
-        errors: fractions of test examples, by the name of the network.
-        latencies: measured ones.
+        pruned: The network before quantization, pruned from a posterior.
+        example: Some inputs (n, ...).
+        final: The network that was written, after quantization; by default ``pruned``.
+        sizes: The result of :func:`~pyro_bnn.compression.save` for the final network.
+        errors: Fractions of test examples that are classified wrongly, by the name of the network.
+        latencies: Measured latencies.
     """
-    final = pruned if final is None else final
-    bits = (
-        {name: found.total for name, found in bits_per_layer(pruned).items()}
-        if pruned.variances
-        else {}
-    )
-    before, after = (
-        _by_weight(macs(network, example)) for network in (pruned.masked, final.module)
-    )
-    state = final.module.state_dict()
-    own = {row.name: row.total for row in sizes.layers} if sizes else {}
-    layers = [
-        Layer(
-            row.name,
-            row.shape,
-            row.new_shape,
-            row.kept,
-            len(state[row.name][state[row.name] != 0].unique()),
-            bits.get(row.name),
-            own.pop(row.name.rpartition(".")[0], None),
-            before.get(row.name, 0),
-            after.get(row.name, 0),
-        )
-        for row in final.report
-    ]
-    weights = sum(math.prod(row.shape) for row in layers)
-    rates = _rates(weights, layers, [state[row.name] for row in layers], final)
-    file_bytes = sizes.total if sizes else None
-    if sizes:
-        rates[_FILE] = 4 * weights / sizes.total
-        own = {_INPUTS if name.startswith("index") else name: count for name, count in own.items()}
-        own |= {"graph": sizes.graph, "header, checksum": sizes.header}
-    return Report(
+    if final is None:
+        final = pruned
+    layers = _layers(pruned, final, example, sizes)
+    rates = _rates(layers, final)
+    weights = sum(math.prod(layer.shape) for layer in layers)
+    report = Report(
         layers,
         final.architecture,
         weights,
         rates,
-        file_bytes,
-        own,
-        dict(errors or {}),
-        list(latencies),
-        final.notes,
+        errors=dict(errors or {}),
+        latencies=list(latencies),
+        notes=final.notes,
     )
+    if sizes is None:
+        return report
+    rates[_FILE_RATE] = 4 * weights / sizes.total
+    return replace(report, file_bytes=sizes.total, other_bytes=_other_bytes(sizes, layers))
 
 
-def _rates(
-    weights: int, layers: Sequence[Layer], tensors: Sequence[Tensor], final: Pruned
-) -> dict[str, float]:
-    sizes = [math.prod(row.new_shape) for row in layers]
+def _layers(pruned: Pruned, final: Pruned, example: Tensor, sizes: Sizes | None) -> list[Layer]:
+    """Return an entry per weight tensor."""
+    bits: dict[str, int] = {}
+    if pruned.variances:
+        for name, precision in bits_per_layer(pruned).items():
+            bits[name] = precision.total
+    layer_bytes: dict[str, float] = {}
+    if sizes is not None:
+        for size in sizes.layers:
+            layer_bytes[size.name] = size.total
+    macs_before = macs(pruned.masked, example)
+    macs_after = macs(final.module, example)
+    layers = []
+    for row in final.report:
+        layer_name = row.name.rpartition(".")[0]
+        layer = Layer(
+            name=row.name,
+            shape=row.shape,
+            new_shape=row.new_shape,
+            kept=row.kept,
+            values=_distinct_values(final.module, row.name),
+            bits=bits.get(row.name),
+            bytes=layer_bytes.get(layer_name),
+            macs=macs_before.get(layer_name, 0),
+            new_macs=macs_after.get(layer_name, 0),
+        )
+        layers.append(layer)
+    return layers
+
+
+def _distinct_values(network: nn.Module, name: str) -> int:
+    """Return the number of distinct nonzero values of a weight."""
+    weight = network.state_dict()[name]
+    return len(torch.unique(weight[weight != 0]))
+
+
+def _other_bytes(sizes: Sizes, layers: Sequence[Layer]) -> dict[str, float]:
+    """Return the bytes of a file that belong to no weight tensor of the report, by name."""
+    listed = {layer.name.rpartition(".")[0] for layer in layers}
+    other: dict[str, float] = {}
+    for size in sizes.layers:
+        if size.name.startswith("index"):
+            other[_INPUTS] = other.get(_INPUTS, 0.0) + size.total
+        elif size.name not in listed:
+            other[size.name] = size.total
+    return other | {"graph": sizes.graph, "header, checksum": sizes.header}
+
+
+def _rates(layers: Sequence[Layer], final: Pruned) -> dict[str, float]:
+    """Return the compression rates that need no file."""
+    weights = sum(math.prod(layer.shape) for layer in layers)
+    nonzeros = [layer.kept for layer in layers]
+    rows = [layer.new_shape[0] for layer in layers]
     rates = {
         "weights / nonzero weights": final.ratio,
         "weights / weights of the smaller network": final.dense_ratio,
-        "published formula: pruning, compressed sparse rows": csr_rate(
-            weights, [row.kept for row in layers], [row.new_shape[0] for row in layers]
-        ),
+        "published formula: pruning, 32-bit indices": starred_pruning_rate(final.ratio),
+        "published formula: pruning, compressed sparse rows": csr_rate(weights, nonzeros, rows),
     }
-    known = [row.bits for row in layers if row.bits is not None]
-    if len(known) == len(layers):
-        rates["published formula: fast prediction, dense"] = fast_prediction_rate(
-            weights, sizes, known
-        )
-    rates["published formula: maximum compression, dense"] = maximum_compression_rate(
-        weights, tensors
-    )
+    bits = [layer.bits for layer in layers if layer.bits is not None]
+    if len(bits) == len(layers):
+        sizes = [math.prod(layer.new_shape) for layer in layers]
+        fast = fast_prediction_rate(weights, sizes, bits)
+        rates["published formula: fast prediction, dense"] = fast
+    state = final.module.state_dict()
+    tensors = [state[layer.name] for layer in layers]
+    dense = maximum_compression_rate(weights, tensors)
     sparse = maximum_compression_rate(weights, tensors, _INDEX_BITS)
-    return rates | {f"published formula: maximum compression, {_INDEX_BITS}-bit indices": sparse}
+    rates["published formula: maximum compression, dense"] = dense
+    rates[f"published formula: maximum compression, {_INDEX_BITS}-bit indices"] = sparse
+    return rates
 
 
-def _by_weight(counts: Mapping[str, int]) -> dict[str, int]:
-    return {f"{name}.weight" if name else "weight": count for name, count in counts.items()}
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------
 
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _latency_row(row: Latency) -> tuple[str, ...]:
-    times = readable(row.before), readable(row.after), f"{row.speedup:.1f}"
-    return (
-        row.runtime,
-        str(row.threads),
-        f"{row.batch:,}",
-        *times,
-        " → ".join(filter(None, row.layouts)),
-    )
+def _one_decimal(number: float | None) -> str | None:
+    if number is None:
+        return None
+    return f"{number:,.1f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+def _latency_row(latency: Latency) -> list[Cell]:
+    layouts = [layout for layout in latency.layouts if layout]
     return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for row in rows
+        latency.runtime,
+        latency.threads,
+        latency.batch,
+        readable(latency.before),
+        readable(latency.after),
+        f"{latency.speedup:.1f}",
+        " → ".join(layouts),
     ]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return [head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *body]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_bnn import compression, plotting
 from pyro_bnn.compression import latency
-from pyro_bnn.compression.onnx import onnx_is_there, to_onnx
+from pyro_bnn.compression.onnx import onnx_is_available, to_onnx
 from pyro_bnn.compression.pbnn.codec import load, save
 from pyro_bnn.compression.pruning.posterior_pruning import Threshold
 from pyro_bnn.compression.quantization.codebooks import quantize
@@ -233,7 +233,7 @@ def _write_onnx(
     final: compression.Pruned, out: Path, data: Dataset, report_line: ReportLine
 ) -> list[str]:
     """Write the network as ONNX if the packages for it are installed."""
-    if not onnx_is_there():
+    if not onnx_is_available():
         report_line('no network.onnx: pip install "pyro-bnn[onnx]"')
         return []
     report_line("writing ONNX ...")

@@ -154,7 +154,7 @@ def test_a_damaged_snapshot_is_found_before_the_work_is_done(sparse_run, tmp_pat
 
 
 def test_without_onnx_the_network_is_compressed_all_the_same(sparse_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(compression_run, "onnx_is_there", lambda: False)
+    monkeypatch.setattr(compression_run, "onnx_is_available", lambda: False)
     result = succeed("compress", sparse_run, *QUICK, "--levels", 4, "--out", "out")
     assert 'pip install "pyro-bnn[onnx]"' in result.stderr
     report = read_report(tmp_path / "out")
