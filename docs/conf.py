@@ -6,6 +6,8 @@ extension, and the addresses of other projects' documentation lie in ``docs/inve
 
 from __future__ import annotations
 
+import ast
+import html
 import importlib
 import sys
 import zlib
@@ -149,7 +151,38 @@ def write_commands(app: Sphinx) -> None:
         target.write_text(page, encoding="utf-8")
 
 
+# --- the picture of the house -----------------------------------------------------------------
+
+
+def steps() -> list[tuple[str, ...]]:
+    """Return the steps of the package, lowest first, as the test of the imports lists them."""
+    test = ast.parse((HERE.parent / "tests" / "test_package.py").read_text(encoding="utf-8"))
+    for statement in test.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STEPS":
+            return list(ast.literal_eval(statement.value))
+    raise LookupError("tests/test_package.py: expected a list STEPS")
+
+
+def write_house(app: Sphinx) -> None:
+    """Draw the steps: a row for each, with the first sentence of each package's docstring."""
+    rows = []
+    for step in reversed(steps()):
+        boxes = []
+        for name in step:
+            module = importlib.import_module(f"pyro_bnn.{name}")
+            sentence = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+            sentence = html.escape(sentence.replace("``", ""))
+            title = f"<b>{name}</b>"
+            if name != "cli":
+                title = f'<a href="api/generated/pyro_bnn.{name}.html">{title}</a>'
+            boxes.append(f"<div>{title}<br>{sentence}</div>")
+        rows.append(f'<div class="step">{"".join(boxes)}</div>')
+    picture = '<div class="house">' + "\n".join(rows) + "</div>\n"
+    (HERE / "_build" / "house.html").write_text(picture, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("builder-inited", write_commands)
+    app.connect("builder-inited", write_house)
     app.connect("missing-reference", resolve_public_name)

@@ -13,16 +13,17 @@
 # %% [markdown]
 # # 1. Bayesian regression, end to end
 #
-# A Bayesian neural network answers two questions at once: *what is y at x*, and *how sure are we*. In this notebook
-# we
+# A Bayesian neural network answers two questions at once: *what is y at x*, and *how certain is
+# the answer*. In this notebook we
 #
-# 1. start where everything is known in closed form, linear regression, and see that variational inference finds the
-#    right answer, and what a factorised posterior leaves out;
-# 2. declare a small neural network as a Pyro program, look at what its **prior** believes about functions,
-# 3. fit it, and compare prior with **posterior**: the band must be narrow where there are data and open up where
-#    there are none.
+# 1. start with linear regression, where the posterior is known in closed form, and see that
+#    variational inference finds it, and what a factorised posterior leaves out;
+# 2. declare a small neural network as a Pyro program and look at the functions that its **prior**
+#    makes plausible;
+# 3. fit it, and compare prior and **posterior**: the band should be narrow where there are data
+#    and wide where there are none.
 #
-# It runs in under a minute on a laptop, without a network connection.
+# It runs in about a minute on a laptop, without a network connection.
 
 # %%
 import matplotlib.pyplot as plt
@@ -39,8 +40,9 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 # %% [markdown]
 # ## Linear regression, where the truth is known
 #
-# The model is $y_n = w^\top x_n + b + \epsilon_n$ with $w, b \sim \mathcal N(0, 1)$ and $\epsilon_n \sim \mathcal
-# N(0, \sigma^2)$, $\sigma$ known. `linear_regression` in `models/regression.py` is these lines, as a Pyro program:
+# The model is $y_n = w^\top x_n + b + \epsilon_n$ with $w, b \sim \mathcal N(0, 1)$ and
+# $\epsilon_n \sim \mathcal N(0, \sigma^2)$, where $\sigma$ is known. As a Pyro program it is
+# `linear_regression` in `models/regression.py`:
 #
 # ```python
 # weight = pyro.sample("weight", dist.Normal(x.new_zeros(inputs), prior_scale).to_event(1))
@@ -49,12 +51,13 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 #     pyro.sample("y", dist.Normal(x @ weight + bias, noise), obs=y)
 # ```
 #
-# With the design matrix $\Phi = [x, 1]$ the posterior is Gaussian with precision $\Lambda = \Phi^\top\Phi/\sigma^2 +
-# I$ and mean $\Lambda^{-1}\Phi^\top y/\sigma^2$. The best *factorised* Gaussian has the same mean, but the variances
-# $1/\Lambda_{ii}$: those of each parameter when the others are held fixed.
+# With the design matrix $\Phi = [x, 1]$ the posterior is Gaussian with precision $\Lambda =
+# \Phi^\top\Phi/\sigma^2 + I$ and mean $\Lambda^{-1}\Phi^\top y/\sigma^2$. The best *factorised*
+# Gaussian has the same mean, but its variances are $1/\Lambda_{ii}$: those of each parameter given
+# all others.
 #
-# **Before you run it:** the inputs below all lie between 1 and 3. Will the factorised posterior be too sure or too
-# unsure of the slope?
+# **Before you run it:** the inputs below all lie between 1 and 3. Will the factorised posterior be
+# too certain or too uncertain of the slope?
 
 # %%
 noise = 0.5
@@ -93,14 +96,14 @@ assert torch.allclose(fitted_mean, mean, atol=0.05)
 assert torch.allclose(fitted_sd, factorised, rtol=0.1)
 
 # %% [markdown]
-# The mean is right, the standard deviations are those of the best factorised Gaussian, and they are several times too
-# small: slope and intercept are strongly correlated here, and a factorised posterior cannot say so. Keep that in mind
-# whenever you see a mean-field band.
+# The mean is right. The standard deviations are those of the best factorised Gaussian, which are
+# several times too small: slope and intercept are strongly correlated here, and a factorised
+# posterior cannot represent correlations. Remember this whenever you see a mean-field band.
 #
 # ## A neural network as a Pyro program
 #
-# Now a network with one hidden layer of 32 rectified linear units and priors over all its weights. The data leave a gap
-# in the middle.
+# The next model is a network with one hidden layer of 32 rectified linear units and priors over
+# all its weights. The data have a gap in the middle.
 
 
 # %%
@@ -115,8 +118,8 @@ grid = torch.linspace(-3.5, 3.5, 200)[:, None]
 model = hidden_layer_regression(num_data=80, noise=0.1)
 
 # %% [markdown]
-# What does the **prior** believe? Draw weights from it, and look at the functions they make: `pyro.infer.Predictive`
-# runs the program.
+# Which functions does the **prior** make plausible? `pyro.infer.Predictive` runs the program and
+# draws weights from it.
 
 # %%
 prior = pyro.infer.Predictive(model, num_samples=100, return_sites=("_RETURN", "y"))(grid)
@@ -126,12 +129,14 @@ print("sites:", sorted(pyro.poutine.trace(model).get_trace(grid).stochastic_node
 # %% [markdown]
 # ## Fit
 #
-# `MeanField` gives every site a Gaussian of its own (positive sites a log-normal). `fit` maximises the ELBO,
+# `MeanField` gives every site its own Gaussian (positive sites a log-normal). `fit` maximises the
+# evidence lower bound,
 #
 # $$\mathcal L = \mathbb E_{q(w)} \log p(y \mid x, w) - \mathrm{KL}(q(w) \,\|\, p(w)),$$
 #
-# and never touches Pyro's global parameter store. Local reparameterization is on: where a layer only needs $x^\top w$
-# for a Gaussian $w$, its output is drawn instead of the weight, for every example afresh.
+# and leaves Pyro's global parameter store alone. Local reparameterization is on by default: where
+# a layer needs only $x^\top w$ for a Gaussian $w$, its output is drawn instead of the weight,
+# independently for every example.
 
 # %%
 guide = MeanField(model, x, y, init_scale=0.05)
@@ -164,8 +169,9 @@ figure.tight_layout()
 # %% [markdown]
 # ## Bands: prior against posterior
 #
-# `predict` averages the *distributions* that the drawn networks predict. Its variance has two parts: **aleatoric**,
-# the noise, which more data would not remove, and **epistemic**, not knowing the weights, which they would.
+# `predict` averages the *distributions* that the drawn networks predict. The variance of the
+# average has two parts: **aleatoric**, the noise, which more data would not reduce, and
+# **epistemic**, the uncertainty of the weights, which more data would reduce.
 
 # %%
 prediction = posterior.predict(grid, draws=200)
@@ -189,10 +195,10 @@ axes[1].legend(loc="lower left", frameon=False)
 figure.tight_layout()
 
 # %% [markdown]
-# The posterior follows the data where there are some, and fans out on both sides of them. In the gap it does not: it
-# is as sure there as at the data, although it has seen nothing. That is the factorised posterior again. It cannot
-# express how weights must move together, and weights that are pinned on both sides of the gap are then pinned inside
-# it.
+# The posterior follows the data and fans out on both sides of them. In the gap it does not: it is
+# as certain there as at the data, although it has seen none. The factorised posterior is the
+# reason again. It cannot represent how weights vary together, so weights that the data determine
+# on both sides of the gap are determined inside it as well.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3))
@@ -217,10 +223,8 @@ axis.legend(frameon=False)
 # ## In numbers
 
 # %%
-near, far = (
-    prediction.epistemic[(line.abs() > 0.6) & (line.abs() < 2)].mean(),
-    prediction.epistemic[line.abs() > 3].mean(),
-)
+near = prediction.epistemic[(line.abs() > 0.6) & (line.abs() < 2)].mean()
+far = prediction.epistemic[line.abs() > 3].mean()
 gap = prediction.epistemic[line.abs() < 0.4].mean()
 print(f"epistemic variance at the data {near:.4f}, far away {far:.4f}, in the gap {gap:.4f}")
 assert far > 3 * near
@@ -232,8 +236,10 @@ assert covered > 0.8
 # %% [markdown]
 # ## Exercises
 #
-# 1. Say that the noise is 0.3. What happens to the band? Then leave `noise` out: it gets a prior, and a posterior in
-#    `posterior.sample(1000)["noise"]`. A factorised posterior often takes structure for noise; try several seeds.
-# 2. Turn `reparameterize=False` in `fit` and compare the curves of the data term: which one is noisier?
-# 3. Fit a stock Pyro guide, `pyro.infer.autoguide.AutoLowRankMultivariateNormal(model)`, with the same `fit`. Is the
-#    gap wider?
+# 1. Set the noise to 0.3. What happens to the band? Then leave `noise` out: it gets a prior, and a
+#    posterior in `posterior.sample(1000)["noise"]`. A factorised posterior often takes
+#    structure for noise; try several seeds.
+# 2. Pass `reparameterize=False` to `fit` and compare the curves of the data term: which one is
+#    noisier?
+# 3. Fit a stock Pyro guide, `pyro.infer.autoguide.AutoLowRankMultivariateNormal(model)`, with the
+#    same `fit`. Is the gap wider?

@@ -13,17 +13,18 @@
 # %% [markdown]
 # # 2. Variational inference against MCMC
 #
-# Variational inference and Markov chain Monte Carlo answer the same question, *which weights are plausible given the
-# data*, and fail in different ways. VI searches a family of distributions for the member nearest to the posterior: it
-# is fast, and what the family cannot say stays unsaid however long one trains. MCMC walks through the posterior itself:
-# it is slow, and right in the limit. In this notebook
+# Variational inference (VI) and Markov chain Monte Carlo (MCMC) answer the same question, *which
+# weights are plausible given the data*, and fail in different ways. VI searches a family of
+# distributions for the member nearest to the posterior: it is fast, but no amount of training
+# recovers what the family cannot represent. MCMC explores the posterior itself: it is slow, and
+# exact in the limit. In this notebook
 #
-# 1. Hamiltonian Monte Carlo (HMC) makes a reference,
+# 1. Hamiltonian Monte Carlo (HMC) provides a reference,
 # 2. a factorised and a full-rank Gaussian are fitted to the same program,
-# 3. stochastic gradient Langevin dynamics (SGLD) walks with minibatches, at the price of a bias,
-# 4. one table and one figure set all of them side by side, and ArviZ has the last word.
+# 3. stochastic gradient Langevin dynamics (SGLD) samples with minibatches, at the price of a bias,
+# 4. one table and one figure compare them, and ArviZ checks them.
 #
-# It runs in one to two minutes on a laptop, without a network connection.
+# It runs in about two minutes on a laptop, without a network connection.
 
 # %%
 import warnings
@@ -49,8 +50,9 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 # %% [markdown]
 # ## One model
 #
-# A sine with noise, seen at 40 places to both sides of a gap, and the network of notebook 1 with 16 hidden units and
-# known noise: 49 weights in all. These lines are the whole model, and every method below is handed the same object:
+# The data are a sine with noise, observed at 40 inputs on both sides of a gap. The network is that
+# of notebook 1 with 16 hidden units and known noise, 49 weights in all. These lines are the whole
+# model, and every method below takes the same object:
 #
 # ```python
 # w1 = pyro.sample("w1", dist.Normal(x.new_zeros(inputs, hidden), 1.0).to_event(2))
@@ -73,33 +75,33 @@ model = hidden_layer_regression(num_data=40, hidden=16, noise=noise)
 # %% [markdown]
 # ## The reference: Hamiltonian Monte Carlo
 #
-# HMC gives the weights a random push and follows the motion of a particle on the surface $-\log p(w, y)$ for many small
-# steps, each of which costs one gradient over all the data. The end is accepted or rejected, and that makes it exact:
-# the only error left is that of finitely many draws. Eight chains start at eight draws from the prior and move in one
-# process, all chains in one call of one compiled function.
+# HMC gives the weights a random momentum and follows the motion of a particle on the surface
+# $-\log p(w, y)$ for many small steps, each of which takes one gradient over all the data. The end
+# point is accepted or rejected, which makes the method exact: the only error left is that of
+# finitely many draws. Eight chains start at eight draws from the prior and move together in one
+# process, by calls of one compiled function.
 #
-# The bar shows where the run is (`warm-up`, in which step size, scales and length of the motion are adapted, then
-# `draws`), and of the latest step `lp`, the log-density in nats, `acceptance_rate`, `step_size`, how many draws were
-# `diverging` so far, and the speed. Three of these are worth watching: `lp` must have stopped rising before the draws
-# begin, the acceptance should be near the 0.8 that the warm-up aims at, and a divergence means that the integrator
-# broke down at a place of high curvature, which the draws then miss.
+# The progress bar shows the phase (`warm-up`, in which step size, scales and trajectory length are
+# adapted, then `draws`), and for the latest step the log density `lp` in nats, the
+# `acceptance_rate`, the `step_size`, the number of `diverging` draws so far, and the speed. Three
+# of them deserve attention. `lp` should have stopped rising before the draws begin. The acceptance
+# rate should be near 0.8, the target of the warm-up. A divergence means that the integrator failed
+# at a place of high curvature, which the draws then miss.
 
 # %%
 hmc = mcmc.hmc(model, (x, y), chains=8, warmup=500, draws=500, seed=0)
 statistics = hmc.statistics
-print(
-    f"acceptance {statistics['acceptance_rate'].mean():.2f}, {int(statistics['diverging'].sum())} divergent draws"
-)
-print(
-    f"{statistics['n_steps'].mean():.0f} steps per draw, {hmc.facts['gradients']:,} gradients in all"
-)
+rate, diverging = statistics["acceptance_rate"].mean(), int(statistics["diverging"].sum())
+print(f"acceptance rate {rate:.2f}, {diverging} divergent draws")
+print(f"{statistics['n_steps'].mean():.0f} steps per draw, {hmc.facts['gradients']:,} gradients")
 
 # %% [markdown]
 # ### Did it converge?
 #
-# R-hat compares the spread between chains with the spread within them, and is 1 if they agree; above 1.01 is a reason
-# to look, above 1.05 a reason not to use the draws. But of *what*? `to_arviz` hands the draws to ArviZ; next to the
-# weights we put the values of the function at -1.5, 0 (in the gap) and 1.5.
+# R-hat compares the spread between chains with the spread within them, and is 1 if they agree.
+# Above 1.01 it calls for a closer look; above 1.05 the draws should not be used. But R-hat of
+# *what*? `to_arviz` converts the draws for ArviZ. To the weights we add the values of the function
+# at -1.5, at 0 (in the gap) and at 1.5.
 
 # %%
 places = torch.tensor([-1.5, 0.0, 1.5])[:, None]
@@ -122,24 +124,22 @@ weights = summary(hmc_arviz, var_names=["w1", "b1", "w2"])
 functions = summary(hmc_arviz, var_names=["f"])
 for label, table in [("48 weights of hidden units", weights), ("3 values of f", functions)]:
     rhat, ess = table["r_hat"].astype(float), table["ess_bulk"].astype(float)
-    print(
-        f"{label:28s}R-hat up to {rhat.max():.2f}, effective draws from {ess.min():.0f} (of 4000)"
-    )
+    print(f"{label:28s}R-hat up to {rhat.max():.2f}, effective sample size from {ess.min():.0f}")
 assert weights["r_hat"].astype(float).max() > 1.03 > functions["r_hat"].astype(float).max()
 
 # %% [markdown]
-# By the weights these chains are far from done, by the function they are excellent, and the function is right. The
-# weights are not identifiable: permuting the hidden units changes every weight and leaves f as it is, so the
-# posterior consists of $16!$ copies of itself, and two chains that sit in different copies disagree on "the first
-# weight" although they describe the same functions. So judge convergence by what the model says, not by how it says
-# it.
+# Judged by the weights, these chains are far from convergence; judged by the function, they have
+# converged. The function is what matters. The weights are not identifiable: permuting the hidden
+# units changes every weight and leaves f unchanged, so the posterior consists of $16!$ copies of
+# itself. Two chains in different copies disagree on "the first weight" although they describe the
+# same functions.
 
 # %%
 order = torch.randperm(16)
 permuted = {name: value if name == "b2" else value[..., order] for name, value in hmc.draws.items()}
 same = Posterior.from_draws(model, permuted).functions(grid)["mean"]
-moved = (permuted["w2"] - hmc.draws["w2"]).abs().mean()
-print(f"after a permutation the weights w2 differ by {moved:.2f} on average,")
+difference = (permuted["w2"] - hmc.draws["w2"]).abs().mean()
+print(f"after a permutation the weights w2 differ by {difference:.2f} on average,")
 print(f"the functions by {(same - hmc.functions(grid)['mean']).abs().max():.0e} at most: rounding")
 
 # %%
@@ -151,15 +151,16 @@ plot_trace(
 plt.gcf().tight_layout()
 
 # %% [markdown]
-# One colour per chain: densities on the left, traces on the right. Above, the weight with the largest R-hat: every
-# chain has a density of its own, and a trace stays on one side for dozens of draws. Below, the function in the middle
-# of the gap: every chain goes through all of it again and again, and the eight densities agree.
+# One colour per chain: densities on the left, traces on the right. Above, the weight with the
+# largest R-hat: every chain has its own density, and a trace stays on one side for dozens of
+# draws. Below, the function in the middle of the gap: every chain passes through its whole range
+# many times, and the eight densities agree.
 #
 # ## Two variational families
 #
-# `MeanField` is the factorised Gaussian. `AutoMultivariateNormal` is Pyro's own Gaussian with a full covariance over
-# all 49 weights. `fit` trains both for long and with a falling learning rate, so that what is left is mostly the error
-# of the family, little of it the noise of its training.
+# `MeanField` is the factorised Gaussian. `AutoMultivariateNormal` is Pyro's Gaussian with a full
+# covariance matrix over all 49 weights. Both are trained for long with a decaying learning rate,
+# so that the remaining error is mostly that of the family and not of the optimisation.
 
 
 # %%
@@ -185,36 +186,37 @@ guide(x, y)  # a stock guide of Pyro's makes its parameters when it is first cal
 full_rank = variational(guide, num_particles=1)
 
 # %% [markdown]
-# The ELBO is a lower bound of $\log p(y \mid x)$, too low by $\mathrm{KL}(q \,\|\, p(w \mid x, y))$. The
-# difference of the two numbers is therefore how many nats nearer to the posterior the correlations bring us. How far
-# the better one still is from it the ELBO does not say; the reference will.
+# The ELBO is a lower bound of $\log p(y \mid x)$; the difference is $\mathrm{KL}(q \,\|\, p(w \mid
+# x, y))$. The difference between the two numbers is therefore how many nats nearer to the
+# posterior the correlations bring us. The ELBO does not tell how far the better one still is from
+# the posterior; the reference does.
 #
 # ## SGLD: minibatches, and a bias
 #
-# SGLD is stochastic gradient ascent on the log-density with noise added,
+# SGLD is stochastic gradient ascent on the log density, with noise added,
 #
-# $$w \leftarrow w + \tfrac{\varepsilon}{2}\, \widehat{\nabla \log p}(w, y) + \sqrt{\varepsilon}\, \xi,
-# \qquad \xi \sim \mathcal N(0, I),$$
+# $$w \leftarrow w + \tfrac{\varepsilon}{2}\, \widehat{\nabla \log p}(w, y)
+# + \sqrt{\varepsilon}\, \xi, \qquad \xi \sim \mathcal N(0, I),$$
 #
-# where the gradient is that of a minibatch. Nothing is ever rejected, so a step costs next to nothing, and the law in
-# which it settles is off. For a Gaussian with variance $s^2$ and exact gradients, one step is $w \leftarrow
-# (1 - \varepsilon / 2 s^2)\, w + \sqrt\varepsilon\, \xi$, whose stationary variance solves $v = (1 - \varepsilon / 2
-# s^2)^2 v + \varepsilon$:
+# where the gradient is that of a minibatch. No step is ever rejected, so a step is cheap, but the
+# stationary distribution is biased. For a Gaussian with variance $s^2$ and exact gradients, one
+# step is $w \leftarrow (1 - \varepsilon / 2 s^2)\, w + \sqrt\varepsilon\, \xi$. Its stationary
+# variance solves $v = (1 - \varepsilon / 2 s^2)^2 v + \varepsilon$:
 #
 # $$v = \frac{s^2}{1 - \varepsilon / 4 s^2}.$$
 #
-# It is always too wide: by little at first, twice the variance at $\varepsilon = 2 s^2$; beyond $4 s^2$ the walk
-# explodes. What counts is the *narrowest* direction of the posterior. Linear regression has a Gaussian posterior, so
-# there the formula can be put to the test:
+# The variance is always too large: slightly at first, twice the right one at $\varepsilon = 2
+# s^2$, and beyond $4 s^2$ the chain diverges. What counts is the *narrowest* direction of the
+# posterior. Linear regression has a Gaussian posterior, on which the formula can be tested:
 
 # %%
 linear = linear_regression(num_data=40, noise=0.5)
 design = torch.cat([x, torch.ones(40, 1)], 1)
 values, directions = torch.linalg.eigh(design.T @ design / 0.5**2 + torch.eye(2))
 narrowest, direction = float(1 / values[-1]), directions[:, -1]
-print("step / s^2    variance / s^2: walked    formula")
+print("step / s^2    variance / s^2: sampled   formula")
 for multiple in [0.4, 2.0, 3.2]:
-    walked = mcmc.sgld(
+    sampled = mcmc.sgld(
         linear,
         (x, y),
         step_size=multiple * narrowest,
@@ -225,15 +227,16 @@ for multiple in [0.4, 2.0, 3.2]:
         compile=False,
         progress=False,
     )
-    weights = torch.cat([walked.draws["weight"], walked.draws["bias"][..., None]], -1)
+    weights = torch.cat([sampled.draws["weight"], sampled.draws["bias"][..., None]], -1)
     ratio = float((weights @ direction).var() / narrowest)
     print(f"{multiple:10.1f}{ratio:26.2f}{1 / (1 - multiple / 4):11.2f}")
     assert abs(ratio * (1 - multiple / 4) - 1) < 0.1
 
 # %% [markdown]
-# The noise of minibatches is a second source of too much spread, of the same order. Now the network, with batches of
-# 20 and two step sizes. The smaller takes four times as many steps, so both travel equally far. Chains that do not
-# agree at the end are reported in a `ConvergenceWarning`, which `compare` repeats below its table.
+# The noise of minibatches is a second source of excess variance, of the same order. Now the
+# network, with batches of 20 and two step sizes. The run with the smaller one takes four times as
+# many steps, so that both travel equally far. Chains that disagree at the end are reported in a
+# `ConvergenceWarning`, which `compare` repeats below its table.
 
 # %%
 sgld = {}
@@ -251,10 +254,11 @@ for step_size, steps in [(5e-5, 160_000), (2e-4, 40_000)]:
     )
 
 # %% [markdown]
-# ## Side by side
+# ## Comparison
 #
-# `compare` asks every method for function values at the same places and measures the distance to the reference. Of the
-# reference itself it gives the distance between one half of its chains and the other: what is below that is noise.
+# `compare` evaluates the functions of every method at the same inputs and measures their distance
+# to the reference. For the reference itself it reports the distance between two halves of its
+# chains: smaller distances are noise.
 
 # %%
 posteriors = {"HMC": hmc, "mean field": mean_field, "full rank": full_rank}
@@ -266,8 +270,8 @@ print(comparison)
 plotting.plot_comparison(comparison)
 
 # %% [markdown]
-# Above, what each method says of f and of y; below, the sd of f(x) over that of the reference, at the data and between
-# them. The lower panel in numbers:
+# Above, f and the 90 % interval of y for each method; below, the standard deviation of f(x)
+# divided by that of the reference. The lower panel in numbers, at the data and between them:
 
 # %%
 at = grid.squeeze(1).abs()
@@ -288,45 +292,48 @@ assert (
 )
 
 # %% [markdown]
-# * **Mean field** is wrong in both directions. In the gap it is far too sure. At the data, where the answer is known
-#   well, it is far too *unsure*: there the posterior is narrow because errors of one weight are made good by another,
-#   and independent weights cannot do that, so their errors add up.
-# * **Full rank** knows the correlations, which repairs part of the damage at the data. In the gap it is far too
-#   sure as well: many arrangements of the kinks of the hidden units are plausible there, and a Gaussian commits to one.
-# * **SGLD** sees all or most of the gap, because it walks. With the large step it is too wide at the data, where the
-#   posterior is narrow; with the small step it is nearly right. But a small step walks slowly: the notes below the
-#   table say which chains have not mixed after all these steps, and their numbers are rough.
-# * **HMC** takes ten times the gradients of a fit and more, and its chains agree. That SGLD looks no cheaper here
-#   has one reason: with 40 data a minibatch saves nothing. With a million it would.
+# * **Mean field** is wrong in both directions. In the gap it is far too certain. At the data,
+#   where the answer is well determined, it is far too *uncertain*: the posterior is narrow there
+#   because errors of one weight are compensated by another; with independent weights the errors
+#   add up.
+# * **Full rank** represents the correlations, which repairs part of the error at the data. In the
+#   gap it is far too certain as well: many arrangements of the hidden units are plausible there,
+#   and a Gaussian commits to one.
+# * **SGLD** covers most of the gap. With the large step it is too wide at the data, where the
+#   posterior is narrow; with the small step it is nearly right. But a small step explores slowly:
+#   the notes below the table report the chains that have not mixed, and their numbers are rough.
+# * **HMC** takes at least ten times the gradients of a fit, and its chains agree. SGLD is no
+#   cheaper here because a minibatch of 40 observations saves nothing. With a million observations
+#   it would.
 #
-# Test log-likelihood and coverage say less than the picture: each is one number for all places, in which too sure here
-# and too unsure there are mixed, and the noise of y covers much of both. A method can predict well on average and still
-# not know what it does not know.
+# Test log-likelihood and coverage say less than the picture: each is one number for all inputs, in
+# which errors of both signs are mixed, and the noise of y hides much of both. A method can predict
+# well on average and still misjudge its own uncertainty.
 #
 # ## ArviZ
 #
-# `to_arviz` takes any posterior, whatever the inference. `summary` of HMC comes with effective numbers of draws and
-# R-hat:
+# `to_arviz` takes any posterior. For HMC, `summary` reports effective sample sizes and R-hat:
 
 # %%
 functions
 
 # %% [markdown]
-# That of the full-rank Gaussian does not:
+# For the full-rank Gaussian it does not:
 
 # %%
 full_rank_arviz = with_functions(full_rank, draws=1000)
 summary(full_rank_arviz, var_names=["f"])
 
 # %% [markdown]
-# R-hat and effective numbers of draws ask whether a *walk* has come around. Draws from a guide are independent: R-hat
-# would be 1 and every draw effective, and both would look like a certificate, for a distribution that is wrong. Compare
-# the two rows of f at 0 instead.
+# R-hat and effective sample sizes ask whether a *chain* has explored its distribution. Draws from
+# a guide are independent: R-hat would be 1 and every draw effective, and both would look like a
+# certificate for a distribution that is wrong. Compare the two rows of f at 0 instead.
 #
-# What can be asked of both is how they predict a data point that they have not seen. `loo` estimates this without
-# fitting 40 times: it weights every draw by $1 / p(y_n \mid x_n, w)$, as if point n had been left out, and smooths the
-# largest weights by a Pareto distribution. Its shape k says whether that worked: below 0.7 it did; above, a few draws
-# carry all the weight, and the estimate is not to be relied on.
+# Both can be asked how well they predict an observation that they have not seen. `loo` estimates
+# this without fitting 40 times: it weights every draw by $1 / p(y_n \mid x_n, w)$, as if
+# observation n had been left out, and smooths the largest weights with a Pareto distribution. Its
+# shape k tells whether this worked: below 0.7 it did; above, a few draws carry all the weight, and
+# the estimate is unreliable.
 
 # %%
 print(az.loo(hmc_arviz))
@@ -335,30 +342,35 @@ print(az.loo(hmc_arviz))
 az.compare({"HMC": hmc_arviz, "full rank": full_rank_arviz})
 
 # %% [markdown]
-# ArviZ warns, and is right to: it means the draws of the Gaussian. The weights presuppose draws from the *posterior*,
-# and where the Gaussian is too wide, some of its draws miss data points by many standard deviations of the noise, and
-# get enormous weights. So the order of the two is plausible, and their distance means little. Where Pareto k is high,
-# hold data out, as `compare` did for its row on the test log-likelihood.
+# ArviZ warns about the draws of the Gaussian, and rightly. The weights assume draws from the
+# *posterior*. Where the Gaussian is too wide, some of its draws miss observations by many standard
+# deviations of the noise and receive enormous weights. The order of the two is therefore
+# plausible, but their distance means little. Where Pareto k is high, hold data out, as `compare`
+# did for its row on the test log-likelihood.
 #
-# `k-hat of the guide` in the table is the same idea over the weights: the shape of the tail of $p(w, y) / q(w)$. It is
-# above 0.7 for nearly every network, since no Gaussian covers $16!$ copies. It says that q is not the posterior, not
-# that its functions are bad.
+# `k-hat of the guide` in the table is the same idea over the weights: the shape of the tail of
+# $p(w, y) / q(w)$. It exceeds 0.7 for nearly every network, since no Gaussian covers $16!$ copies.
+# It shows that q is not the posterior, not that its functions are bad.
 #
 # ## When to use which
 #
-# * **Mean field**: many weights, many data, predictions near the data, pruning and compression. Do not read its bands
-#   as knowledge of what it has not seen.
-# * **Full rank, low rank**: some hundreds or thousands of weights, when the bands at the data matter.
-# * **SGLD** and its relatives (`mcmc.psgld`, `mcmc.sghmc`, `mcmc.baoa`): data too many for full gradients. Halve the
-#   step size until the answer no longer changes.
-# * **HMC**: models small enough to wait for, and always a smaller copy of your problem, to learn what your cheaper
-#   method leaves out. `mcmc.nuts(model, (x, y), backend="nutpie")` is the well-known alternative, which tunes the
-#   length of its trajectories at every draw, one chain after the other (`pip install "pyro-bnn[nuts]"`).
+# * **Mean field**: many weights, many data, predictions near the data, pruning and compression. Do
+#   not rely on its uncertainty away from the data.
+# * **Full rank, low rank**: hundreds or thousands of weights, when uncertainty at the data
+#   matters.
+# * **SGLD** and its relatives (`mcmc.psgld`, `mcmc.sghmc`, `mcmc.baoa`): too many data for full
+#   gradients. Halve the step size until the answer no longer changes.
+# * **HMC**: models that are small enough, and a smaller copy of every other problem, to learn what
+#   a cheaper method misses. `mcmc.nuts(model, (x, y), backend="nutpie")` is the well-known
+#   alternative, which chooses the length of its trajectories at every draw, one chain after the
+#   other (`pip install "pyro-bnn[nuts]"`).
 #
 # ## Exercises
 #
-# 1. Run SGLD with a step of `1e-3`. What happens, and what does that say of the variance in the narrowest direction?
-#    Then leave `batch_size` out at `2e-4`: how much of the excess spread was due to the minibatches?
-# 2. Put ten of the 40 inputs into the gap. Which error of mean field goes away, and which stays?
-# 3. Start SGLD from the fit, `start=mean_field`, with a tenth of the warm-up. Does R-hat improve? Do the functions in
-#    the gap, and what would you have concluded without the reference?
+# 1. Run SGLD with a step of `1e-3`. What happens, and what does that tell about the variance in
+#    the narrowest direction? Then leave `batch_size` out at `2e-4`: how much of the excess
+#    variance was due to the minibatches?
+# 2. Move ten of the 40 inputs into the gap. Which error of mean field disappears, and which
+#    remains?
+# 3. Start SGLD from the fit, `start=mean_field`, with a tenth of the warm-up. Does R-hat improve?
+#    Do the functions in the gap, and what would you have concluded without the reference?

@@ -13,13 +13,14 @@
 # %% [markdown]
 # # 3. Sparse variational dropout, from the formula to a file
 #
-# A network for digits has hundreds of thousands of weights. How many does it *need*? In this notebook
+# A network for digits has hundreds of thousands of weights. How many does it *need*? In this
+# notebook we
 #
-# 1. we look at the one formula that makes Sparse VD work, a KL divergence that rewards noise,
-# 2. train a LeNet-300-100 whose every weight learns its own dropout rate,
-# 3. see which weights have become pure noise, and remove them: first the weights, then whole units,
-# 4. give what is left a handful of distinct values, and write it to a file a few hundred times smaller than
-#    the weights.
+# 1. look at the formula behind Sparse VD, a KL divergence that rewards noise;
+# 2. train a LeNet-300-100 in which every weight learns its own dropout rate;
+# 3. find the weights that have become noise and remove them, and then whole units;
+# 4. replace the remaining weights by a handful of distinct values, and write them to a file that
+#    is a few hundred times smaller than the original weights.
 #
 # It runs in under two minutes on a laptop, without a network connection.
 
@@ -41,14 +42,16 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 # %% [markdown]
 # ## The formula
 #
-# Every weight has a posterior of its own, $q(w) = \mathcal{N}(\theta, \alpha\theta^2)$: a mean, and noise whose size is
-# given relative to the mean. Under the log-uniform prior, $p(w) \propto 1/|w|$, the KL divergence depends on $\alpha$
-# alone,
+# Every weight has its own posterior $q(w) = \mathcal{N}(\theta, \alpha\theta^2)$: a mean, and
+# noise relative to the mean. Under the log-uniform prior, $p(w) \propto 1/|w|$, the KL divergence
+# depends only on $\alpha$,
 #
-# $$\mathrm{KL}(\alpha) = 2\int_0^{\sqrt{1/2\alpha}} D(s)\,ds, \qquad D \text{ the Dawson function},$$
+# $$\mathrm{KL}(\alpha) = 2\int_0^{\sqrt{1/2\alpha}} D(s)\,ds,
+# \qquad D \text{ the Dawson function},$$
 #
-# and falls to zero as $\alpha \to \infty$. A weight that the data do not need is free to become noise, and noise is
-# free of charge. (The published approximation by a sigmoid is shown for comparison: it is off by up to 0.009 nats.)
+# and decreases to zero as $\alpha \to \infty$. A weight that the data do not need can become
+# noise, and noise costs nothing. (The published approximation by a sigmoid, shown for comparison,
+# differs by up to 0.009 nats.)
 
 # %%
 log_alpha = torch.linspace(-8, 8, 200)
@@ -62,8 +65,9 @@ axes.legend(frameon=False)
 # %% [markdown]
 # ## The posterior
 #
-# `lenet_300_100` is the network with that prior on its three weight matrices. The KL term sets in slowly: at full
-# strength from the first step it would drop every weight before the network has learned anything.
+# `lenet_300_100` is the network with that prior on its three weight matrices. The weight of the KL
+# term increases slowly: at full weight from the first step it would remove every weight before the
+# network has learned anything.
 
 # %%
 torch.manual_seed(0)
@@ -91,9 +95,10 @@ axes.legend(frameon=False)
 # %% [markdown]
 # ## A smaller network
 #
-# `prune` sets the noise to zero and then looks at the graph of the network: a hidden unit that nothing reaches is a
-# constant, which moves into the next bias; one that nobody reads can go; so can pixels. What comes back is an ordinary
-# module, physically smaller, that computes the same.
+# `prune` sets weights that are noise to zero, then simplifies the graph of the network: a hidden
+# unit without inputs is a constant, which moves into the next bias; a unit without outputs is
+# removed, and so are pixels that no unit reads. The result is an ordinary module, physically
+# smaller, that computes the same function.
 
 # %%
 pruned = compression.prune(result.posterior)
@@ -109,17 +114,18 @@ print(f"\nthe same outputs as the masked network: {same}; accuracy {accuracy:.1%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=[3, 1])
 weights = pruned.masked.fc1.weight.detach()
 axes[0].imshow(weights != 0, aspect="auto", cmap="Greys", interpolation="none")
-axes[0].set(xlabel="pixel", ylabel="hidden unit", title="what is left of the first layer")
+axes[0].set(xlabel="pixel", ylabel="hidden unit", title="remaining weights of the first layer")
 used = (weights != 0).sum(0).view(8, 8)
 axes[1].imshow(used, cmap="viridis")
-axes[1].set(title="how often a pixel is read", xticks=[], yticks=[])
+axes[1].set(title="units that read a pixel", xticks=[], yticks=[])
 # %% [markdown]
 # ## Few values, few bytes
 #
-# The posterior also says how precisely each weight is known. `quantize` gives every layer eight values, by k-means in
-# which an error counts by the weight's own posterior variance; `fine_tune` lets these values learn on, towards what the
-# average of the posterior's networks predicts. The file holds the graph, where the weights are, which value each has,
-# and a checksum, all through one arithmetic coder; it decodes to the same logits, bit for bit.
+# The posterior also determines the precision that each weight needs. `quantize` finds eight values
+# for every layer by k-means, with errors weighted by the inverse posterior variance; `fine_tune`
+# trains these values towards the average prediction of the posterior. The file holds the graph,
+# the positions of the weights, the value of each and a checksum, all coded by one arithmetic
+# coder. It decodes to the same logits, bit for bit.
 
 # %%
 teacher = result.posterior.predict(digits.x_train).mean
@@ -141,15 +147,17 @@ with torch.no_grad():
     identical = torch.equal(network(x), tuned.module(x))
     accuracy = (network(x).argmax(1) == y).double().mean()
 total = sum(layer.total for layer in pruned.report)
+size = path.stat().st_size
 print(
-    f"\n{total:,} weights of 4 bytes, {path.stat().st_size} bytes: {4 * total / path.stat().st_size:.0f} times smaller"
+    f"\n{total:,} weights of 4 bytes, {size} bytes in the file: {4 * total / size:.0f} times smaller"
 )
 print(f"bit for bit the same logits: {identical}; accuracy {accuracy:.1%}")
 
 # %% [markdown]
-# ## What is not shown by this
+# ## What this does not show
 #
-# The log-uniform prior is improper, and what it gives is a penalty that has the form of a KL divergence rather than a
-# posterior (Hron et al. 2018). `priors.AutomaticRelevance()` is a relative with a proper prior and the same guide;
-# `priors.Horseshoe` is proper too, and samplers can check on it. And eight by eight pixels are few: the same five calls
-# on MNIST are `pyro-bnn reproduce sparse-vd`.
+# The log-uniform prior is improper: the objective is a penalty with the form of a KL divergence
+# rather than a bound for a posterior (Hron et al. 2018). `priors.AutomaticRelevance()` is a proper
+# relative with the same guide; `priors.Horseshoe` is proper too and can be checked with a sampler.
+# Images of eight by eight pixels are small: `pyro-bnn reproduce sparse-vd` makes the same calls on
+# MNIST.
