@@ -148,9 +148,8 @@ with torch.no_grad():
     accuracy = (network(x).argmax(1) == y).double().mean()
 total = sum(layer.total for layer in pruned.report)
 size = path.stat().st_size
-print(
-    f"\n{total:,} weights of 4 bytes, {size} bytes in the file: {4 * total / size:.0f} times smaller"
-)
+print(f"\n{total:,} weights of 4 bytes; the file has {size} bytes")
+print(f"{4 * total / size:.0f} times smaller")
 print(f"bit for bit the same logits: {identical}; accuracy {accuracy:.1%}")
 
 # %% [markdown]
