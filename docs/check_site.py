@@ -1,15 +1,22 @@
-"""Check the links between the built pages: ``python docs/check_links.py docs/_build/html``.
+"""Check the built pages: ``python docs/check_site.py docs/_build/html``.
 
 Every link to a page, an anchor, a picture or a script of the site must have its target, and no page
 may load anything from another host. Links that a reader clicks to leave the site are not followed.
+Every public function and class of the package must have its place in the API reference.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pyro_bnn
 
 
 class Page(HTMLParser):
@@ -70,6 +77,28 @@ def problems_of(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
     return problems
 
 
+def documented_names(site: Path) -> set[str]:
+    """Return the names that the site's inventory lists."""
+    content = (site / "objects.inv").read_bytes()
+    compressed = content.split(b"\n", 4)[4]  # four lines of comments stand before it
+    lines = zlib.decompress(compressed).decode().splitlines()
+    return {line.split(" ")[0] for line in lines}
+
+
+def public_names() -> set[str]:
+    """Return where each public function and class of the package is defined."""
+    names = set()
+    for info in pkgutil.walk_packages(pyro_bnn.__path__, "pyro_bnn."):
+        if info.name.startswith("pyro_bnn.cli"):
+            continue  # the commands have a page of their own
+        module = importlib.import_module(info.name)
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                names.add(f"{thing.__module__}.{thing.__qualname__}")
+    return {name for name in names if name.startswith("pyro_bnn.")}
+
+
 def main(site: Path) -> int:
     """Print all problems and return how many there are."""
     pages = read_pages(site)
@@ -81,8 +110,11 @@ def main(site: Path) -> int:
         for problem in problems_of(path, page, pages):
             print(f"{path.relative_to(site.resolve())}: {problem}")
             count += 1
-    print(f"{len(pages)} pages, {count} broken links")
-    return count
+    missing = sorted(public_names() - documented_names(site))
+    for name in missing:
+        print(f"{name}: not in the API reference")
+    print(f"{len(pages)} pages, {count} broken links, {len(missing)} undocumented names")
+    return count + len(missing)
 
 
 if __name__ == "__main__":
