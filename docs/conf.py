@@ -57,6 +57,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # fields are documented once, in the docstring of their class
 always_use_bars_union = True
 suppress_warnings = ["ref.python"]  # the type bytes, beside attributes of that name
 python_use_unqualified_type_names = True
@@ -122,6 +123,21 @@ def resolve_public_name(
     domain = env.domains["py"]
     kind, document = node.get("reftype"), node.get("refdoc", "index")
     return domain.resolve_xref(env, document, app.builder, kind, home, node, content)
+
+
+# --- pages of modules that are no more ----------------------------------------------------------
+
+
+def remove_stale_pages() -> None:
+    """Remove the generated pages of modules that were renamed or removed since the last build."""
+    for page in (HERE / "api" / "generated").glob("*.rst"):
+        try:
+            importlib.import_module(page.stem)
+        except ImportError:
+            page.unlink()
+
+
+remove_stale_pages()
 
 
 # --- the command line -------------------------------------------------------------------------
