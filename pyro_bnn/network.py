@@ -258,14 +258,14 @@ class BayesianNet(PyroModule):
         return outputs
 
     def _plate(self, x: Tensor, y: Tensor | None) -> pyro.plate:
-        given: Any = range(len(x))  # unlike subsample_size this draws no random permutation
+        batch: Any = range(len(x))  # unlike subsample_size this draws no random permutation
         if y is None:
-            return pyro.plate("data", len(x), subsample=given)
+            return pyro.plate("data", len(x), subsample=batch)
         if self.subsample_size is not None and len(x) == self.num_data:
             return pyro.plate(
                 "data", self.num_data, subsample_size=self.subsample_size, device=str(x.device)
             )
-        return pyro.plate("data", self.num_data, subsample=given)
+        return pyro.plate("data", self.num_data, subsample=batch)
 
     def _require_lengths(self, x: Tensor, y: Tensor | None) -> None:
         if y is None:

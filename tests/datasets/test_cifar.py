@@ -21,11 +21,11 @@ def jpeg(colour):
 def write_jpegs(path, change=None):
     files = [jpeg(colour) for colour in ((200, 0, 100), (0, 200, 100), (100, 100, 100))]
     arrays = {}
-    for part, chosen in (("train", files), ("test", files[:1])):
+    for part, jpegs in (("train", files), ("test", files[:1])):
         arrays |= {
-            f"{part}_bytes": np.concatenate(chosen),
-            f"{part}_lengths": np.array([len(file) for file in chosen], np.int32),
-            f"{part}_labels": np.arange(len(chosen), dtype=np.uint8),
+            f"{part}_bytes": np.concatenate(jpegs),
+            f"{part}_lengths": np.array([len(file) for file in jpegs], np.int32),
+            f"{part}_labels": np.arange(len(jpegs), dtype=np.uint8),
         }
     np.savez(path / "cifar10-jpeg.npz", **{**arrays, **(change or {})})
 

@@ -14,22 +14,25 @@ def test_digits_are_a_stratified_partition_of_the_bundled_set():
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    got = digits()
-    assert got.x_train.shape == (1437, 64)
-    assert got.x_test.shape == (360, 64)
-    assert got.x_train.dtype == got.x_test.dtype == torch.float32
-    assert got.y_train.dtype == got.y_test.dtype == torch.int64
-    assert got.classes == 10
+    data = digits()
+    assert data.x_train.shape == (1437, 64)
+    assert data.x_test.shape == (360, 64)
+    assert data.x_train.dtype == data.x_test.dtype == torch.float32
+    assert data.y_train.dtype == data.y_test.dtype == torch.int64
+    assert data.classes == 10
 
     rows = np.column_stack(
-        [torch.cat([got.x_train, got.x_test]).numpy() * 16, torch.cat([got.y_train, got.y_test])]
+        [
+            torch.cat([data.x_train, data.x_test]).numpy() * 16,
+            torch.cat([data.y_train, data.y_test]),
+        ]
     )
     expected = np.column_stack([pixels, labels])
     assert np.array_equal(np.unique(rows, axis=0), np.unique(expected, axis=0))
     assert len(rows) == len(expected) == 1797
     # Stratified: each class gives a fifth of its examples to the test set, up to rounding.
     assert (
-        got.y_test.bincount() - torch.from_numpy(labels).bincount() * 360 / 1797
+        data.y_test.bincount() - torch.from_numpy(labels).bincount() * 360 / 1797
     ).abs().max() < 1
 
 
@@ -49,8 +52,8 @@ def test_digits_raise_for_a_seed_that_would_not_fix_the_split(seed):
 
 
 def test_the_default_split_of_digits_never_changes():
-    got = digits()
+    data = digits()
     assert (
-        hashlib.sha256(got.y_test.numpy().astype("u1").tobytes()).hexdigest()[:16]
+        hashlib.sha256(data.y_test.numpy().astype("u1").tobytes()).hexdigest()[:16]
         == "70ee2850bb25b543"
     )

@@ -82,14 +82,14 @@ def test_every_corruption_of_an_idx_file_is_a_data_error(letters, field, header)
     path = getattr(letters, f"{field}_path")
     content = path.read_bytes()
     count = 0
-    for what, corrupted in corruptions(content, header):
+    for corruption, corrupted in corruptions(content, header):
         path.write_bytes(corrupted)
         try:
             not_mnist(letters.directory)
         except DataError:
             count += 1
         else:
-            pytest.fail(f"{field} {what}: accepted")
+            pytest.fail(f"{field} {corruption}: accepted")
     assert count > 110
     path.write_bytes(content)
     not_mnist(letters.directory)  # the intact file was fine all along

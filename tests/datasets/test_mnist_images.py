@@ -30,22 +30,22 @@ def small_mnist(tmp_path, monkeypatch):
 
 def test_mnist_is_centered_by_the_training_images(small_mnist):
     train, test = small_images(20, seed=1)[0] / 256, small_images(10, seed=2)[0] / 256
-    centred, plain = mnist(small_mnist, flatten=False), mnist(small_mnist, center=False)
-    assert centred.x_train.shape == (20, 1, 28, 28)
+    centered, plain = mnist(small_mnist, flatten=False), mnist(small_mnist, center=False)
+    assert centered.x_train.shape == (20, 1, 28, 28)
     assert plain.x_train.shape == (20, 784)
-    for got, expected in (
+    for values, expected in (
         (plain.x_train, train),
         (plain.x_test, test),
-        (centred.x_train, train - train.mean(0)),
-        (centred.x_test, test - train.mean(0)),
+        (centered.x_train, train - train.mean(0)),
+        (centered.x_test, test - train.mean(0)),
     ):
         torch.testing.assert_close(
-            got.double().reshape(-1, 28, 28), torch.from_numpy(expected), atol=1e-7, rtol=0
+            values.double().reshape(-1, 28, 28), torch.from_numpy(expected), atol=1e-7, rtol=0
         )
-    assert centred.x_train.dtype == torch.float32
-    assert centred.y_test.tolist() == list(range(10))
-    for got in (centred, plain):
-        pixels = got.x_test * got.x_std + got.x_mean
+    assert centered.x_train.dtype == torch.float32
+    assert centered.y_test.tolist() == list(range(10))
+    for data in (centered, plain):
+        pixels = data.x_test * data.x_std + data.x_mean
         torch.testing.assert_close(pixels.reshape(10, 28, 28), torch.from_numpy(test * 256).float())
 
 
@@ -75,11 +75,10 @@ def test_other_images_under_the_names_of_mnist_are_a_data_error(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     for half in HALVES:
         write_half(raw, half, *small_images())
-    found = hashlib.md5((raw / "train-images-idx3-ubyte").read_bytes()).hexdigest()
-    with pytest.raises(
-        DataError,
-        match=f"train-images-idx3-ubyte: .*md5 6bbc9ace898e44ae57da46a324031adb, found md5 {found}",
-    ):
+    received = hashlib.md5((raw / "train-images-idx3-ubyte").read_bytes()).hexdigest()
+    original = "6bbc9ace898e44ae57da46a324031adb"
+    message = f"train-images-idx3-ubyte: .*md5 {original}, found md5 {received}"
+    with pytest.raises(DataError, match=message):
         mnist(tmp_path)
 
 
@@ -104,11 +103,11 @@ def test_download_fetches_what_is_missing_only_when_asked(small_mnist, monkeypat
         write_half(root / "MNIST" / "raw", "t10k", *small_images(10, seed=2))
 
     pretend_torchvision(monkeypatch, download)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="Fetch it once with download=True"):
         mnist(tmp_path / "new")
     assert not roots
-    got = mnist(tmp_path / "new", download=True)
-    assert torch.equal(got.x_train, mnist(small_mnist).x_train)
+    data = mnist(tmp_path / "new", download=True)
+    assert torch.equal(data.x_train, mnist(small_mnist).x_train)
     assert len(roots) == 1
     # torchvision worked in a scratch folder, and nothing of it is left
     assert sorted((tmp_path / "new" / "MNIST" / "raw").iterdir()) == sorted(
@@ -155,11 +154,22 @@ def test_a_torchvision_built_for_another_torch_is_explained(monkeypatch, tmp_pat
 
 @needs_folder("MNIST/raw")
 def test_real_mnist():
-    got = mnist(REAL)
-    assert got.x_train.shape == (60_000, 784)
-    assert got.y_test.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert got.y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert got.x_train.mean(0).abs().max() < 1e-5
+    data = mnist(REAL)
+    assert data.x_train.shape == (60_000, 784)
+    assert data.y_test.bincount().tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
+    assert data.y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert data.x_train.mean(0).abs().max() < 1e-5
     # The mean intensity that every MNIST tutorial divides by 255: 0.1307.
-    assert got.x_mean.mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
-    validate(*got.train, classes=got.classes)
+    assert data.x_mean.mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
+    validate(*data.train, classes=data.classes)

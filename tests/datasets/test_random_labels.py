@@ -25,8 +25,8 @@ class SparseFit(NamedTuple):
     network: nn.Module
 
 
-def accuracy(net, part):
-    x, y = part
+def accuracy(net, examples):
+    x, y = examples
     with torch.no_grad():
         return (net(x).argmax(1) == y).float().mean().item()
 

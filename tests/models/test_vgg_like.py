@@ -85,20 +85,20 @@ def accuracy(net, x, y):
 
 @pytest.mark.filterwarnings("ignore:site")
 @pytest.mark.parametrize(
-    ("prior", "kind", "measure"),
+    ("prior", "guide_class", "measure"),
     [
         (priors.NormalJeffreys(), GroupNormalJeffreys, "log_alpha"),
         (priors.Horseshoe(1e-3, decomposed=True), GroupHorseshoe, "negative_log_mode"),
     ],
 )
-def test_group_priors_prune_a_trained_network(start, prior, kind, measure):
+def test_group_priors_prune_a_trained_network(start, prior, guide_class, measure):
     x, y = images()
     x_test, y_test = images(seed=1)
     assert accuracy(start, x_test, y_test) > 0.95
     model = vgg(len(x), prior, net=start)
     result = fit(
         model,
-        kind(model, init_log_variance=-6.0),
+        guide_class(model, init_log_variance=-6.0),
         (x, y),
         epochs=2,
         batch_size=40,
@@ -116,16 +116,11 @@ def test_group_priors_prune_a_trained_network(start, prior, kind, measure):
     for name, value in measures.items():
         keep = value < thresholds[name]
         assert torch.equal(pruned.groups[name], keep)
-        groups = (
-            (pruned.masked.get_parameter(name) != 0)
-            .movedim(0 if value.shape[0] > 1 else 1, 0)
-            .flatten(1)
-        )
+        masked = pruned.masked.get_parameter(name)
+        group_axis = 0 if value.shape[0] > 1 else 1
+        groups = (masked != 0).movedim(group_axis, 0).flatten(1)
         assert not groups[~keep.flatten()].any()  # whole filters, whole inputs
-        kept = means.get_parameter(name)[(pruned.masked.get_parameter(name) != 0)]
-        assert torch.equal(
-            kept, pruned.masked.get_parameter(name)[pruned.masked.get_parameter(name) != 0]
-        )
+        assert torch.equal(means.get_parameter(name)[masked != 0], masked[masked != 0])
     assert pruned.ratio > 4 / 3 * 0.95
     with torch.no_grad():
         outputs, expected = pruned.module(x_test), pruned.masked.eval()(x_test)

@@ -57,8 +57,8 @@ def test_the_initial_weights_are_the_networks_own(name):
     make, inputs = NETWORKS[name]
     net, x = make().eval(), inputs()
     model = bayesian(net).eval()
-    for own, value in model.weights().items():
-        torch.testing.assert_close(value, net.get_parameter(own).detach())
+    for weight, value in model.weights().items():
+        torch.testing.assert_close(value, net.get_parameter(weight).detach())
     torch.testing.assert_close(poutine.condition(model, model.weights())(x), net(x))
 
 
@@ -85,14 +85,14 @@ def test_a_failed_forward_pass_leaves_the_parameter_objects_in_place(name):
     net, x = make(), inputs()
 
     def fail(module, args, output):
-        raise ArithmeticError
+        raise ArithmeticError("inside the forward pass")
 
     model = bayesian(net)
     before = tensors_of(model.net)
     handle = model.net.register_forward_hook(fail)
     for checked in (False, True):
         model._all_read = checked
-        with pytest.raises(ArithmeticError):
+        with pytest.raises(ArithmeticError, match="inside the forward pass"):
             model(x)
         assert_same_objects(before, tensors_of(model.net))
     handle.remove()

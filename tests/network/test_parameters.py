@@ -131,3 +131,10 @@ def test_freezing_keeps_the_values_of_noise_and_prior_scales():
     trace = poutine.trace(poutine.condition(model, weights)).get_trace(x, y)
     torch.testing.assert_close(trace.log_prob_sum(), before)
     assert not [name for name, site in trace.nodes.items() if site["type"] == "param"]
+
+
+def test_prior_of_an_unknown_weight_names_the_uncertain_ones():
+    model = bayesian(nn.Linear(3, 2))
+    assert isinstance(model.prior_of("weight"), priors.Normal)
+    with pytest.raises(KeyError, match="expected one of the uncertain weights weight, got 'bias'"):
+        model.prior_of("bias")

@@ -87,7 +87,7 @@ def test_the_prior_predictive_raises_for_improper_priors():
     assert Predictive(proper, num_samples=4)(x)["y"].shape == (4, 5)
     for improper in (priors.LogUniform(), priors.NormalJeffreys()):
         model = bayesian(nn.Linear(3, 2), improper)
-        with pytest.raises(ImproperPriorError):
+        with pytest.raises(ImproperPriorError, match="LogUniform has no"):
             Predictive(model, num_samples=4)(x)
-        with pytest.raises(ImproperPriorError):
+        with pytest.raises(ImproperPriorError, match="LogUniform has no"):
             model(x)

@@ -35,7 +35,7 @@ def test_groups_are_input_units_output_channels_or_embedding_entries():
             self.conv2 = nn.Conv2d(4, 6, 3)
             self.conv3 = nn.Conv3d(4, 6, 3)
             self.up1, self.up2 = nn.ConvTranspose1d(4, 6, 3), nn.ConvTranspose2d(4, 6, 3)
-            self.mha, self.own = nn.MultiheadAttention(4, 2), nn.Parameter(torch.randn(2, 3))
+            self.mha, self.matrix = nn.MultiheadAttention(4, 2), nn.Parameter(torch.randn(2, 3))
 
     calls = {}
     model = bayesian(Zoo(), {"*": Recorder(calls)})
@@ -51,7 +51,7 @@ def test_groups_are_input_units_output_channels_or_embedding_entries():
         **dict.fromkeys(("mha.in_proj_weight", "mha.out_proj.weight"), 1),
     }
     assert calls["lstm.weight_ih_l0"] == ((8, 3), 1)
-    assert calls["own"] == ((2, 3), 1)
+    assert calls["matrix"] == ((2, 3), 1)
     assert calls["linear.bias"] == ((4,), None)
     assert {site.name: site.group_dim for site in model.sites} == {
         name: axis for name, (_, axis) in calls.items()

@@ -99,7 +99,7 @@ def test_the_learned_scale_maximizes_the_evidence():
 
 
 @pytest.mark.parametrize(
-    "given",
+    "wrong",
     [
         1.0,
         dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
@@ -109,6 +109,6 @@ def test_the_learned_scale_maximizes_the_evidence():
         ),
     ],
 )
-def test_elementwise_raises_for_what_is_not_a_distribution_over_one_number(given):
+def test_elementwise_raises_for_what_is_not_a_distribution_over_one_number(wrong):
     with pytest.raises(TypeError, match="Elementwise: expected"):
-        priors.Elementwise(given)
+        priors.Elementwise(wrong)

@@ -28,12 +28,12 @@ def test_the_scales_of_the_horseshoe_are_half_cauchy(decomposed):
     assert_follows(sites["w.unit"], stats.norm.cdf)
     assert sites["w"].shape == (3, 10_000)
     # the global scale is one number: draw it often
-    part = [draw(prior, [1, 1]) for _ in range(400)]
+    draws = [draw(prior, [1, 1]) for _ in range(400)]
     name = "w.global_scale"
     if decomposed:
-        s = torch.stack([(d[f"{name}.gamma"] * d[f"{name}.inverse_gamma"]).sqrt() for d in part])
+        s = torch.stack([(d[f"{name}.gamma"] * d[f"{name}.inverse_gamma"]).sqrt() for d in draws])
     else:
-        s = torch.stack([d[name] for d in part])
+        s = torch.stack([d[name] for d in draws])
     assert_follows(s, stats.halfcauchy(scale=tau).cdf)
     factors = torch.ones(())
     for key, value in sites.items():
