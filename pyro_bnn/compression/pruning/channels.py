@@ -131,9 +131,9 @@ class ChannelFlow:
     """The channels of all nodes of a graph in normal form.
 
     Attributes:
-        module: as :func:`~pyro_bnn.compression.pruning.graph.graph_of` returns it.
-        channels: of every node that can be shrunk. A node without is left whole, and so are the
-            channels that it reads.
+        module: the graph, as :func:`~pyro_bnn.compression.pruning.graph.graph_of` returns it.
+        channels: the channels of every node that can be shrunk. Any other node is left whole, and
+            so are the channels that it reads.
         inputs: the nodes whose channels are features of the input.
         notes: a sentence for each layer left whole, and for each constant channel that stays.
     """

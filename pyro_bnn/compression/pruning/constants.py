@@ -285,7 +285,8 @@ def require_varying_output(flow: ChannelFlow) -> None:
     differ by position. Dependence is therefore followed separately.
 
     Raises:
-        EmptyNetworkError: it names the first layer without a unit that depends on the inputs.
+        EmptyNetworkError: if they do not. The message names the first layer without a unit that
+            depends on the inputs.
     """
     depends: dict[fx.Node, Tensor] = {}
     emptied: str | None = None

@@ -47,8 +47,8 @@ def graph_of(net: nn.Module) -> fx.GraphModule:
         net: a module with one input whose control flow does not depend on data.
 
     Raises:
-        UnsupportedLayerError: the network cannot be traced, has several inputs, or does not return
-            a tensor.
+        UnsupportedLayerError: if the network cannot be traced, has several inputs, or does not
+            return a tensor.
     """
     root = copy.deepcopy(net).eval()
     name = type(net).__name__

@@ -125,7 +125,7 @@ def output_constants(layer: Affine, folded: Tensor) -> Tensor:
 
     Args:
         layer: a dense layer or a convolution.
-        folded: as :func:`foldable_constants` returns it, (channels,).
+        folded: the result of :func:`foldable_constants`, (channels,).
     """
     matrix = weight_blocks(layer, len(folded)).sum(-1)
     values = folded.nan_to_num(0.0)

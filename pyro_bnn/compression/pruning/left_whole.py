@@ -39,8 +39,8 @@ class LayerUses:
         """Return why a layer cannot be cut, as the end of a sentence, or ``""`` if it can.
 
         Args:
-            name: of the layer.
-            layer: that a node calls.
+            name: the name of the layer.
+            layer: the layer that a node calls.
             source: the channels that it reads, ``None`` where these are left whole.
         """
         if not is_affine(layer) and not is_norm(layer):
@@ -60,7 +60,7 @@ class LayerUses:
 
 
 _NO_SOURCE = "its input is left whole"
-_NO_CHANNELS = "its input has no channels that are known"
+_NO_CHANNELS = "its input does not have the channels that it reads"
 
 
 def _norm_reason(layer: BatchNorm, source: Channels | None) -> str:

@@ -26,7 +26,7 @@ def mark_needed(flow: ChannelFlow, keep_inputs: bool = False) -> None:
     """Mark the channels that change the output of the network, and note which constants stay.
 
     Args:
-        flow: with the constants of every node.
+        flow: the channels of every node, with their constants.
         keep_inputs: whether all input features are needed.
     """
     nodes = list(flow.module.graph.nodes)

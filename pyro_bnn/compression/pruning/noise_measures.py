@@ -1,4 +1,4 @@
-r"""Measures of noise over signal: by which weights, and by which groups of them, are pruned.
+r"""Measures of noise over signal, by which weights and groups of weights are pruned.
 
 A weight is measured by :math:`\log\alpha = \log(\mathrm{Var}\,w / (\mathbb{E} w)^2)`. Its
 signal-to-noise ratio is :math:`|\mathbb{E} w| / \sqrt{\mathrm{Var}\,w} = e^{-\log\alpha / 2}`.
@@ -31,8 +31,8 @@ def log_alpha(mean: Tensor, variance: Tensor) -> Tensor:
     r"""Return :math:`\log(\mathrm{Var}\,w / (\mathbb{E} w)^2)`, infinite where the mean is zero.
 
     Args:
-        mean: of the weights, any shape.
-        variance: of the weights, of the same shape.
+        mean: the means of the weights, any shape.
+        variance: their variances, of the same shape.
     """
     return distributions.log_alpha(mean, variance.log())
 
@@ -51,15 +51,15 @@ def group_measures(posterior: Posterior, by: GroupMeasure = "scale") -> dict[str
     return to their prior, with weights that are pure noise; only the second measure shows this.
 
     Args:
-        posterior: of a ``BayesianNet``.
-        by: ``"scale"`` or ``"weights"``.
+        posterior: the posterior of a ``BayesianNet``.
+        by: the measure, ``"scale"`` or ``"weights"``.
 
     Returns:
         A tensor for each weight under a group prior, which broadcasts to the weight; none for a
         posterior of draws, in which the scales are unknown.
 
     Raises:
-        ValueError: if ``by`` is neither of them.
+        ValueError: if ``by`` is neither of the two.
     """
     if by not in ("scale", "weights"):
         raise ValueError(f"group_measures: expected 'scale' or 'weights', got {by!r}")

@@ -1,8 +1,8 @@
 """The normal form of single operations: one function, however an operation was written.
 
-A table lists the layers, methods and functions that PyTorch offers for an operation. Each has an
-entry that takes the arguments of that spelling and returns the one call that the normal form of
-:func:`~pyro_bnn.compression.graph_of` has for it.
+PyTorch offers layers, methods and functions for the same operation. The tables at the end list
+these spellings. Each has an entry, which takes the arguments of the spelling and returns the call
+that the normal form of :func:`~pyro_bnn.compression.graph_of` has for it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Step:
     """A call of the normal form.
 
     Attributes:
-        function: called with a tensor, ``args`` and ``kwargs``; ``None`` if the operation returns
-            its input.
+        function: the function to call with a tensor, ``args`` and ``kwargs``; ``None`` if the
+            operation returns its input.
         args: the positional arguments behind the tensor.
         kwargs: the keyword arguments.
         in_place: whether the original operation overwrote its input.
@@ -39,7 +39,7 @@ class Step:
 
 
 def normal_layer(layer: nn.Module) -> Step | None:
-    """Return the step that a layer without parameters is, ``None`` for any other layer."""
+    """Return the normal form of a layer without parameters, ``None`` if it has none."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
     form = _LAYERS.get(type(layer))
@@ -55,7 +55,7 @@ def normal_layer(layer: nn.Module) -> Step | None:
 
 
 def normal_call(node: fx.Node) -> Step | None:
-    """Return the step that the call of a function or method is, ``None`` for any other call."""
+    """Return the normal form of the call of a function or method, ``None`` if it has none."""
     if isinstance(node.target, str):
         name = node.target
         build = _METHODS.get(name.removesuffix("_"))

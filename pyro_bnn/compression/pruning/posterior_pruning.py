@@ -62,7 +62,7 @@ def prune(
     cannot be traced keeps its size, with zeros in it.
 
     Args:
-        posterior: of a ``BayesianNet``, from a guide or from a sampler.
+        posterior: the posterior of a ``BayesianNet``, from a guide or from a sampler.
         threshold: weights with a log alpha of at least this are set to zero; equivalently, those
             with a signal-to-noise ratio of at most ``exp(-threshold / 2)``. One number, or a
             mapping from patterns of weight names to numbers.
@@ -113,14 +113,14 @@ def keep_masks(
     influence because other weights are pruned.
 
     Args:
-        posterior: as for :func:`prune`.
-        threshold: as for :func:`prune`.
-        group_threshold: as for :func:`prune`.
-        groups_by: as for :func:`prune`.
+        posterior: the posterior of a ``BayesianNet``, from a guide or from a sampler.
+        threshold: the threshold of weights, as for :func:`prune`.
+        group_threshold: the threshold of groups, as for :func:`prune`.
+        groups_by: the measure of a group, as for :func:`prune`.
 
     Raises:
-        TypeError: as :func:`prune`.
-        ValueError: as :func:`prune`.
+        TypeError: under the conditions of :func:`prune`.
+        ValueError: under the conditions of :func:`prune`, other than a mean that is not finite.
     """
     moments = prunable_moments(posterior, "keep_masks")
     measures = group_measures(posterior, groups_by)
@@ -133,7 +133,7 @@ def prunable_moments(posterior: Posterior, caller: str) -> dict[str, Moments]:
     """Return mean and variance of every uncertain weight.
 
     Args:
-        posterior: of a ``BayesianNet``.
+        posterior: the posterior of a ``BayesianNet``.
         caller: the function that an error message begins with.
 
     Raises:
@@ -190,8 +190,8 @@ def _limits(
 
     Args:
         threshold: one number, or a mapping from patterns to numbers.
-        names: that need a threshold.
-        weights: all names, which the patterns have to match.
+        names: the weights that need a threshold.
+        weights: all weights; every pattern has to match one of them.
         caller: the function that an error message begins with.
     """
     patterns = threshold if isinstance(threshold, Mapping) else {"*": threshold}

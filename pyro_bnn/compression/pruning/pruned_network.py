@@ -22,11 +22,11 @@ class LayerReport:
     """The size of one weight tensor, before and after pruning.
 
     Attributes:
-        name: of the weight.
-        shape: in the original network.
+        name: the name of the weight.
+        shape: its shape in the original network.
         kept: the number of nonzero weights in the smaller network.
         total: the number of weights in the original network.
-        new_shape: in the smaller network.
+        new_shape: its shape in the smaller network.
     """
 
     name: str
@@ -47,13 +47,14 @@ class Pruned:
 
     Attributes:
         module: the smaller network, at the posterior means, with zeros for single pruned weights.
-        masks: for each uncertain weight, at its original size, ``True`` where it is nonzero in
-            ``module``.
-        groups: for each weight under a group prior, ``True`` for the groups that were not pruned.
+        masks: a mask for each uncertain weight, at its original size, ``True`` where the weight is
+            nonzero in ``module``.
+        groups: a mask for each weight under a group prior, ``True`` for the groups that were not
+            pruned.
         report: a row per uncertain weight.
         masked: the original network at full size with zeros in it: the same function.
-        kept: for each parameter and buffer of ``module`` and each of its axes, the remaining
-            indices of the original.
+        kept: the remaining indices of the original, for each parameter and buffer of ``module`` and
+            each of its axes.
         variances: the posterior variance of each uncertain weight, cut to the size that it has in
             ``module``; empty where it is unknown.
         notes: a sentence for each layer that could not be made smaller, with the reason.
@@ -92,7 +93,10 @@ class Pruned:
 
     @property
     def architecture(self) -> str:
-        """The filters of each convolution and the inputs of each dense layer: ``"278-98-13"``."""
+        """The filters of each convolution and the inputs of each dense layer, as published.
+
+        For example, ``"278-98-13"`` is LeNet-300-100 with 278, 98 and 13 inputs of its layers.
+        """
         sizes = []
         for layer in self.module.modules():
             if isinstance(layer, nn.Linear):
@@ -106,7 +110,8 @@ class Pruned:
         """Return the same network with other values: rounded, quantized or fine-tuned ones.
 
         Args:
-            values: for names of parameters or buffers of ``module``, tensors of the same shapes.
+            values: the new values of parameters or buffers of ``module`` by name, of the same
+                shapes.
 
         Raises:
             ValueError: if ``module`` has no tensor of a name, or one of another shape.
@@ -156,9 +161,9 @@ def assemble(
     Args:
         shrunk: the smaller network.
         original: the network at full size, or another one of the same shapes.
-        masks: for each uncertain weight, a mask of its original shape.
-        groups: as in :class:`Pruned`.
-        variances: as in :class:`Pruned`.
+        masks: a mask of the original shape for each uncertain weight.
+        groups: the groups that were not pruned, as in :class:`Pruned`.
+        variances: the variances of the remaining weights, as in :class:`Pruned`.
     """
     state = shrunk.module.state_dict()
     nonzero, report = {}, []

@@ -92,9 +92,9 @@ def _restrict_family(family: nn.Module, kept: Sequence[Tensor], shape: torch.Siz
     """Cut every tensor of a family to the remaining weights.
 
     Args:
-        family: with parameters that broadcast to the weight; an axis of size one stands for all.
-        kept: for each axis of the weight, the remaining indices.
-        shape: of the weight before pruning.
+        family: a family whose parameters broadcast to the weight, with axes of size one.
+        kept: the remaining indices of each axis of the weight.
+        shape: the shape of the weight before pruning.
     """
     for name, parameter in list(family.named_parameters(recurse=False)):
         if parameter.dim() == len(shape):

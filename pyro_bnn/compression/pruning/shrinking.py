@@ -33,8 +33,8 @@ class Shrunk:
 
     Attributes:
         module: a graph module in evaluation mode, with the parameter names of the original.
-        kept: for every parameter and buffer of ``module`` and each of its axes, the remaining
-            indices of the original. The values of biases differ from the original's where constants
+        kept: the remaining indices of the original, for every parameter and buffer of ``module``
+            and each of its axes. The values of biases differ from the original's where constants
             were folded into them.
         notes: a sentence for each layer left whole, and for each constant channel that stays.
     """
@@ -66,8 +66,8 @@ def shrink(net: nn.Module, keep_inputs: bool = False) -> Shrunk:
         The smaller network, and which parts of the original it has.
 
     Raises:
-        UnsupportedLayerError: the network cannot be traced.
-        EmptyNetworkError: its outputs do not depend on its inputs.
+        UnsupportedLayerError: if the network cannot be traced.
+        EmptyNetworkError: if its outputs do not depend on its inputs.
     """
     module = graph_of(net)
     flow = find_constants(module)
@@ -247,8 +247,8 @@ def _select_features(
 
     Args:
         module: the graph.
-        node: that calls the layer.
-        layer: cut to the channels that stay.
+        node: the node that calls the layer.
+        layer: the layer, already cut to the channels that stay.
         rows: its units, as indices of the original.
         columns: its features, as indices of the original.
 

@@ -44,10 +44,10 @@ class TriedThreshold:
     """One threshold that was tried.
 
     Attributes:
-        names: of the weights that it applies to.
+        names: the weights that it applies to.
         threshold: the value; all other thresholds stayed as they were.
         kept: the number of nonzero weights of the pruned network.
-        error: on the validation data; infinite if the network became a constant.
+        error: the error on the validation data, infinite if the network became a constant.
     """
 
     names: tuple[str, ...]
@@ -61,11 +61,11 @@ class ChosenThresholds:
     """Thresholds for ``prune(posterior, chosen.threshold, chosen.group_threshold)``.
 
     Attributes:
-        threshold: for each weight without a group prior.
-        group_threshold: for each weight with one.
+        threshold: the threshold of each weight without a group prior.
+        group_threshold: the threshold of each weight with one.
         kept: the number of nonzero weights with these thresholds.
-        error: of the pruned network on the validation data.
-        unpruned_error: of the network at the posterior means.
+        error: the error of the pruned network on the validation data.
+        unpruned_error: the error of the network at the posterior means.
         tried: all thresholds that were tried, in order.
     """
 
@@ -107,9 +107,9 @@ def choose_thresholds(
     fraction n/N of the tolerance.
 
     Args:
-        posterior: of a ``BayesianNet``.
+        posterior: the posterior of a ``BayesianNet``.
         data: (x, y), used neither for training nor for testing.
-        tolerance: by how much the error may increase. For classes, the error is the fraction of
+        tolerance: the largest increase of the error. For classes, the error is the fraction of
             wrong examples, so 0.001 is a tenth of a percent; for regression, it is the root mean
             squared error in units of y.
         candidates: thresholds to try, for all weights or by name. By default, the widest gaps of
@@ -119,9 +119,9 @@ def choose_thresholds(
             the same to ``prune``.
 
     Raises:
-        TypeError: as :func:`~pyro_bnn.compression.prune`.
-        ValueError: as :func:`~pyro_bnn.compression.prune`; if there are no data, if x and y differ
-            in length, or if the tolerance is negative.
+        TypeError: under the conditions of :func:`~pyro_bnn.compression.prune`.
+        ValueError: under the conditions of :func:`~pyro_bnn.compression.prune`; if there are no
+            data, if x and y differ in length, or if the tolerance is negative.
     """
     x, y = data
     if not 0 < len(x) == len(y):
@@ -165,7 +165,7 @@ def gaps(measures: Tensor, number: int = 12) -> list[float]:
     sparse ends of a dense histogram would count as gaps, because single values lie there.
 
     Args:
-        measures: of any shape; infinite ones are ignored.
+        measures: the measures, any shape; infinite ones are ignored.
         number: the most gaps to return.
     """
     values = measures[measures.isfinite()].flatten().double().sort().values
@@ -223,8 +223,8 @@ class _Search:
         """Return the result of a threshold for some of the weights.
 
         Args:
-            names: of these weights; without any, the attempt is not recorded.
-            threshold: for these weights.
+            names: these weights; without any, the attempt is not recorded.
+            threshold: the threshold of these weights.
             others: the thresholds of other weights; without one, a weight is not pruned.
         """
         limits = {**others, **dict.fromkeys(names, threshold)}

@@ -1,6 +1,6 @@
-r"""The order of hidden units, which does not change the function: n sorted units save bits.
+r"""The order of hidden units: it does not change the function, and sorted units take fewer bits.
 
-Of the :math:`n!` orders of n units, a file need not record which it was, up to
+A file need not record which of the :math:`n!` orders n units had, which saves up to
 :math:`\log_2 n!` bits. Units sorted by bias have biases that increase in small steps, and a small
 step costs one or two bits instead of a whole number.
 """
@@ -36,7 +36,7 @@ def sorted_units(net: nn.Module) -> fx.GraphModule:
         net: a network, which is not changed.
 
     Raises:
-        UnsupportedLayerError: the network cannot be traced.
+        UnsupportedLayerError: if the network cannot be traced.
     """
     module = graph_of(net)
     nodes, layers = [], []

@@ -151,7 +151,7 @@ def precisions(pruned: Pruned, rule: Distortion) -> dict[str, Tensor]:
 
     Args:
         pruned: the network.
-        rule: as for :func:`quantize`.
+        rule: the rule, as for :func:`quantize`.
     """
     elementwise: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}

@@ -60,7 +60,7 @@ def constrain_entropy(weights: WeightsToCode, table: Tensor) -> ConstrainedTable
     decreases.
 
     Args:
-        weights: to describe.
+        weights: the weights to describe.
         table: the values to start with, (levels,).
     """
     best = _alternate(weights, table)

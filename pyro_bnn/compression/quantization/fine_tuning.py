@@ -66,8 +66,8 @@ def fine_tune(
         data: (x, y).
         mode: ``"centroids"`` or ``"straight-through"``.
         epochs: the number of passes over the data.
-        batch_size: of the minibatches.
-        learning_rate: at the start.
+        batch_size: the size of the minibatches.
+        learning_rate: the learning rate at the start.
         bits_weight: :math:`\beta` of the assignments, as for ``quantize``, if the mode is
             straight-through. It needs the variances of the weights.
         settle: the last fraction of the steps, in which assignments are fixed, if the mode is
@@ -77,7 +77,7 @@ def fine_tune(
         teacher: class probabilities (n, classes) to match instead of the labels, such as
             ``posterior.predict(x).mean``.
         loss: a function of outputs and targets, a mean over the batch.
-        seed: of the order of the data.
+        seed: the seed of the order of the data.
         progress: whether to show a bar if training takes longer than two seconds.
 
     Raises:
@@ -150,7 +150,7 @@ class _Support:
 
     Attributes:
         module: the network.
-        positions: of the nonzero numbers.
+        positions: the positions of the nonzero numbers.
         values: the nonzero numbers.
     """
 
@@ -192,7 +192,7 @@ class _Codebooks:
 
     Attributes:
         table: the values of one codebook after another.
-        code: for each nonzero number, the index of its value in the table.
+        code: the index in the table of the value of each nonzero number.
     """
 
     def __init__(self, quantized: Pruned, support: _Support, bits_weight: float) -> None:
@@ -258,7 +258,7 @@ class _Training:
     """The training loop that both functions share.
 
     Attributes:
-        num_steps: of the optimizer.
+        num_steps: the number of steps of the optimizer.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class Precision(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The bits of one number: sign, exponent and significand."""
+        """The bits of one number, those of its sign, exponent and significand."""
         return 1 + self.exponent + self.significand
 
 
@@ -91,7 +91,7 @@ def exponent_bits(weights: Tensor) -> int:
     as the formula gives for a largest weight of 1.
 
     Args:
-        weights: of one layer.
+        weights: the weights of one layer.
     """
     if not weights.numel():
         return 1
