@@ -161,7 +161,7 @@ def choose_thresholds(
 def gaps(measures: Tensor, number: int = 12) -> list[float]:
     """Return the midpoints of the widest gaps in the histogram of measures, in ascending order.
 
-    Of more than 200 sorted measures, only every n-th is looked at, about 200 in all. Otherwise the
+    Of more than 200 sorted measures, only every n-th is used, about 200 in all. Otherwise the
     sparse ends of a dense histogram would count as gaps, because single values lie there.
 
     Args:
