@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_bnn.runtime.program import Program
 
-__all__ = ["linear_regression", "hidden_layer_regression"]
+__all__ = ["hidden_layer_regression", "linear_regression"]
 
 
 def linear_regression(
