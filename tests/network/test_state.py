@@ -72,3 +72,9 @@ def test_a_copy_shares_no_tensor():
     torch.testing.assert_close(
         poutine.condition(model, weights)(x), poutine.condition(other, weights)(x)
     )
+
+
+def test_a_copy_draws_its_weights_from_its_own_priors():
+    other = copy.deepcopy(bayesian(nn.Linear(3, 2), priors.LearnedNormal()))
+    parameters = {id(parameter) for parameter in other.parameters()}
+    assert id(other.prior_of("weight").log_scale) in parameters
