@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
+from pyro_bnn.posterior.draw_source import DrawSource
+from pyro_bnn.posterior.vectorized import for_each_draw, vectorized_draws
 from pyro_bnn.runtime.program import Site, sample_sites
-from pyro_bnn.runtime.tensor_dicts import stack
 
 from .densities import weighted_log_prob
 
 __all__ = ["GuideDraws", "draw_guide"]
+
+LOG_Q = "log q"  # beside the names of sites
 
 
 @dataclass(frozen=True)
@@ -41,30 +44,33 @@ def draw_guide(posterior: Posterior, num: int, seed: int) -> GuideDraws:
         num: the number of draws.
         seed: the seed of the draws.
     """
-    draws: list[dict[str, Tensor]] = []
-    log_q: list[Tensor] = []
-    reason = ""
-    with posterior.source.isolated(seed):
-        for _ in range(num):
-            latent = {}
-            for name, site in sample_sites(posterior.source.guide_trace()):
-                if not site["is_observed"]:
-                    latent[name] = site
-            draws.append(_values(latent))
-            reason = reason or _reason_without_density(latent)
+    source = posterior.source
+    with source.isolated(seed):
+        reason = _reason_without_density(_latent_sites(source))
+
+        def draw_once(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            latent = _latent_sites(source)
+            values = {}
+            for name, site in latent.items():
+                if not _is_auxiliary(site):
+                    values[name] = site["value"]
             if not reason:
-                try:
-                    log_q.append(_log_density(latent))
-                except NotImplementedError as error:
-                    cause = error or "it has no log_prob"
-                    reason = f"the guide's density is not known ({cause})"
-    if reason:
-        return GuideDraws(stack(draws), None, reason)
-    return GuideDraws(stack(draws), torch.stack(log_q), "")
+                values[LOG_Q] = _log_density(latent)
+            return values
+
+        with vectorized_draws():
+            draws = for_each_draw(draw_once, {"": torch.empty(num)})
+    log_q = draws.pop(LOG_Q, None)
+    return GuideDraws(draws, log_q, reason)
 
 
-def _values(latent: Mapping[str, Site]) -> dict[str, Tensor]:
-    return {name: site["value"] for name, site in latent.items() if not _is_auxiliary(site)}
+def _latent_sites(source: DrawSource) -> dict[str, Site]:
+    """Return the latent sites of one call of the guide, auxiliary ones included."""
+    latent = {}
+    for name, site in sample_sites(source.guide_trace()):
+        if not site["is_observed"]:
+            latent[name] = site
+    return latent
 
 
 def _log_density(latent: Mapping[str, Site]) -> Tensor:
@@ -77,7 +83,7 @@ def _is_auxiliary(site: Site) -> bool:
 
 
 def _reason_without_density(latent: Mapping[str, Site]) -> str:
-    """Return why log-densities of sites do not add up to that of the draw; empty if they do."""
+    """Return why the density of a draw is unknown; empty if it is known."""
     auxiliary = points = others = 0
     for site in latent.values():
         if _is_auxiliary(site):
@@ -90,4 +96,8 @@ def _reason_without_density(latent: Mapping[str, Site]) -> str:
         return "the guide has auxiliary variables, over which its density is not integrated"
     if points and not auxiliary:
         return "the guide is a point estimate, which has no density"
+    try:
+        _log_density(latent)
+    except NotImplementedError as error:
+        return f"the guide's density is not known ({error or 'it has no log_prob'})"
     return ""

@@ -1,7 +1,7 @@
-"""Simulation-based calibration: the exact posterior passes, wrong ones are caught.
+"""Simulation-based calibration passes the exact posterior and detects wrong ones.
 
-Seeds are fixed. A test at level 0.001 over all quantities has a false alarm in at most one of a thousand seeds; the
-power against each seeded defect is said where it is tested.
+Seeds are fixed. A test at level 0.001 over all quantities has a false alarm in at most one of a
+thousand seeds; the power against each defect is given where it is tested.
 """
 
 import pyro
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from pyro_bnn import BayesianNet, Posterior, fit, likelihoods, priors
-from pyro_bnn.diagnostics import Simulation, simulate
+from pyro_bnn.diagnostics import simulate
 from pyro_bnn.guides import MeanField
 from pyro_bnn.models import hidden_layer_regression, linear_regression
-from pyro_bnn.plotting import plot_simulation
 
 N, NOISE = 12, 0.3
 MODEL = linear_regression(N)
@@ -23,9 +22,10 @@ AT = torch.tensor([[-1.0], [0.5], [4.0]])
 
 
 def conjugate(scale=1.0, shift=0.0, num=63, chains=1, thin=1):
-    """An inference that returns exact draws, or draws of another width or place, in posterior standard deviations.
+    """Return an inference that gives exact draws, or draws of another width or place.
 
-    With ``thin`` above 1 the draws are an autoregression of correlation 1 - 1 / thin between neighbours.
+    Shifts are in posterior standard deviations. With ``thin`` above 1 the draws are an
+    autoregression with a correlation of 1 - 1 / thin between neighbours.
     """
 
     def inference(model, data, seed):
@@ -64,58 +64,21 @@ def test_the_exact_posterior_passes():
     )
     assert found.failures(0.001) == {}
     assert found.failures(0.001, "symmetric") == {}
-    assert (
-        abs(found.correlation) < 0.03
-    )  # the mean of 200 x 6 correlations of standard error 1 / 8, many dependent
+    # the mean of 200 x 6 correlations of standard error 1 / 8, many of them dependent
+    assert abs(found.correlation) < 0.03
     at, half = found.band(0.999)
     for name in QUANTITIES:  # and none of six ECDFs leaves a band of 99.9%
         assert (found.ecdf(name) - at).abs().le(half + 1e-12).all(), name
 
 
-def test_chains_are_pooled_and_thinned():
+def test_the_exact_posterior_passes_in_four_chains():
     """As above, level 0.001."""
     assert run(conjugate(num=100, chains=4)).failures(0.001) == {}
 
 
-def test_draws_are_taken_at_even_distances():
-    """Neighbours in the chain correlate by 0.9, draws twenty apart by 0.12; 63 neighbours would by 0.8 or so."""
+def test_draws_are_taken_at_equal_distances():
+    """Neighbours in the chain correlate by 0.9, draws twenty apart by 0.12."""
     assert abs(run(conjugate(num=1260, thin=10), 12).correlation - 0.9**20) < 0.05
-
-
-def test_the_level_is_that_of_all_quantities_together():
-    ranks = torch.cat([torch.arange(192) % 64, torch.arange(20)])
-    p = Simulation({"a": ranks}, 63).p_values["a"]
-    assert Simulation({"a": ranks}, 63).failures(1.01 * p) == {"a": p}
-    both = Simulation({"a": ranks, "b": ranks}, 63)
-    assert both.failures(1.01 * p) == {}
-    assert set(both.failures(2.02 * p)) == {"a", "b"}
-
-
-def test_p_values_are_uniform():
-    """Over 100 exact calibrations the p-values of one quantity are uniform: Kolmogorov-Smirnov at level 0.001."""
-    from scipy.stats import kstest
-
-    generator = torch.Generator().manual_seed(0)
-    many = Simulation(
-        {str(i): torch.randint(64, (200,), generator=generator) for i in range(400)}, 63
-    )
-    assert many.bins == 16
-    for values in (many.p_values, many.asymmetry):
-        assert kstest(list(values.values()), "uniform").pvalue > 0.001
-
-
-def test_the_band_holds_as_a_whole():
-    """Of 1000 ECDFs of uniform ranks 95% stay inside everywhere: 5 standard errors of 0.007."""
-    generator = torch.Generator().manual_seed(1)
-    many = Simulation(
-        {str(i): torch.randint(64, (100,), generator=generator) for i in range(1000)}, 63
-    )
-    at, half = many.band(0.95)
-    inside = [bool(((many.ecdf(name) - at).abs() <= half + 1e-12).all()) for name in many.ranks]
-    assert sum(inside) / 1000 == pytest.approx(0.95, abs=0.035)
-
-
-# --- defects that must be caught -------------------------------------------------------------------------------------
 
 
 def prior(model, data, seed):
@@ -126,28 +89,29 @@ def prior(model, data, seed):
 
 @pytest.mark.parametrize("scale", [0.7, 2.0])
 def test_a_wrong_width_is_caught(scale):
-    """Over five seeds the likelihood's p-value was below 1e-16 each time, and every other quantity's below 0.004."""
+    """Over five seeds the p-value of the likelihood was below 1e-16, all others below 0.004."""
     found = run(conjugate(scale))
     assert set(found.failures(0.001)) == QUANTITIES
     assert found.failures(0.001, "symmetric") == {}
 
 
 def test_a_shift_is_caught_by_both_tests():
-    """Half a standard deviation of the weight; over five seeds its p-values were below 1e-5 and 1e-8."""
+    """Half a standard deviation of the weight; over five seeds both p-values were below 1e-5."""
     found = run(conjugate(shift=torch.tensor([0.5, 0.0]).double()))
     assert "weight[0]" in found.failures(0.001)
     assert "weight[0]" in found.failures(0.001, "symmetric")
 
 
 def test_the_prior_in_place_of_the_posterior_is_caught_by_the_likelihood_alone():
-    """Among draws from the prior a draw from the prior has a uniform rank, whatever the data: no site can tell.
+    """Among draws from the prior a draw from the prior has a uniform rank, whatever the data.
 
-    But the true value explains the data better than nearly all of them: the p-value is below 1e-100.
+    But the true value explains the data better than nearly all of them: the p-value of the
+    likelihood is below 1e-100.
     """
     assert set(run(prior).failures(0.001)) == {"log p(y|x,w)"}
 
 
-def test_draws_that_hang_together_are_said():
+def test_correlated_draws_are_reported():
     found = run(conjugate(thin=20, num=63), 30)
     assert found.correlation > 0.5
     assert "thin more" in str(found)
@@ -155,7 +119,7 @@ def test_draws_that_hang_together_are_said():
 
 
 def test_mean_field_of_a_correlated_posterior_is_too_narrow_but_not_shifted():
-    """The variances of the optimum are the inverses of the precision's diagonal; here 0.55 of the marginal widths."""
+    """The optimum has the inverse of the precision's diagonal: 0.55 of the marginal widths."""
 
     def inference(model, data, seed):
         x, y = data
@@ -176,10 +140,7 @@ def test_mean_field_of_a_correlated_posterior_is_too_narrow_but_not_shifted():
     assert found.failures(0.001, "symmetric") == {}
 
 
-# --- any model -------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_by_hand():
+def test_every_element_of_a_site_is_ranked_reproducibly():
     def model(x, y=None):
         a = pyro.sample("a", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
         with pyro.plate("data", len(x)):
@@ -211,8 +172,8 @@ def test_ranks_by_hand():
     assert all(torch.equal(found.ranks[name], again.ranks[name]) for name in found.ranks)
 
 
-def test_equal_draws_are_ranked_by_chance():
-    """A posterior that is the truth itself: all ranks must come, not one; 200 uniform ranks of 0 ... 9."""
+def test_ties_are_ranked_at_random():
+    """Where all draws may equal the truth, ranks are still uniform on 0 ... 9."""
     truth = {}
 
     def model(x, y=None):
@@ -230,7 +191,7 @@ def test_equal_draws_are_ranked_by_chance():
     assert found.failures(0.001) == {}
 
 
-def test_guides_networks_and_classes():
+def test_functions_of_a_network_of_classes_are_ranked():
     net = nn.Linear(2, 3, bias=False)
     model = BayesianNet(net, priors.Normal(1.0), likelihoods.Categorical(), 10)
     x = torch.randn(10, 2)
@@ -249,50 +210,7 @@ def test_guides_networks_and_classes():
     }
 
 
-def test_what_cannot_be_simulated():
-    good = conjugate()
-    improper = BayesianNet(
-        nn.Linear(1, 1, bias=False), priors.LogUniform(), likelihoods.Gaussian(0.3), N
-    )
-    with pytest.raises(ValueError, match=r"the prior cannot be drawn from: .*Horseshoe"):
-        simulate(improper, good, X, progress=False)
-    with pytest.raises(
-        ValueError, match=r"net.bias have no prior to be drawn from; .*model.freeze\(\)"
-    ):
-        simulate(
-            BayesianNet(nn.Linear(1, 1), priors.Normal(1.0), likelihoods.Gaussian(0.3), N), good, X
-        )
-    with pytest.raises(ValueError, match="10 simulations and 1 draw"):
-        simulate(MODEL, good, X, 9)
-    with pytest.raises(ValueError, match="no site 'w'; the sites are weight, bias"):
-        simulate(MODEL, good, X, sites=["w"], progress=False)
-    with pytest.raises(ValueError, match="at least 99 draws, got one of 63"):
-        simulate(MODEL, good, X, draws=99, progress=False)
-    with pytest.raises(ValueError, match="'uniform' or 'symmetric'"):
-        run(good, 10).failures(test="other")
-
-    def broken(model, data, seed):
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError) as error:
-        simulate(MODEL, broken, X, progress=False)
-    assert error.value.__notes__ == ["simulate: in simulation 0 of 100, seed 0"]
-
-
-def test_table_and_picture(tmp_path):
-    found = run(conjugate(0.7), 50)
-    lines = str(found).splitlines()
-    assert lines[0].split() == ["quantity", "p", "uniform", "p", "symmetric"]
-    assert lines[-1].startswith("50 simulations, 63 draws each: ")
-    figure = plot_simulation(found)
-    figure.savefig(tmp_path / "ranks.png")
-    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
-    worst = min(found.p_values, key=found.p_values.get)
-    assert figure.axes[0].get_title(loc="left").startswith(worst)
-    assert sum(bool(axes.lines) for axes in figure.axes) == 6
-
-
-def test_every_site_of_a_network_by_default():
+def test_every_site_is_ranked_by_default():
     model = hidden_layer_regression(N, hidden=2)
 
     def inference(model, data, seed):
@@ -302,3 +220,31 @@ def test_every_site_of_a_network_by_default():
 
     found = simulate(model, inference, X, 10, draws=3, progress=False)
     assert len(found.ranks) == 2 + 2 + 2 + 1 + 1 + 1
+
+
+def test_a_prior_must_be_proper_and_cover_every_parameter():
+    layer, noise = nn.Linear(1, 1, bias=False), likelihoods.Gaussian(0.3)
+    improper = BayesianNet(layer, priors.LogUniform(), noise, N)
+    with pytest.raises(ValueError, match=r"the prior cannot be drawn from: .*Horseshoe"):
+        simulate(improper, conjugate(), X, progress=False)
+    free_bias = BayesianNet(nn.Linear(1, 1), priors.Normal(1.0), noise, N)
+    with pytest.raises(ValueError, match=r"net.bias have no prior .*model.freeze\(\)"):
+        simulate(free_bias, conjugate(), X)
+
+
+def test_sites_draws_and_simulations_must_be_available():
+    with pytest.raises(ValueError, match="at least 10 simulations and 1 draw"):
+        simulate(MODEL, conjugate(), X, 9)
+    with pytest.raises(ValueError, match="no site 'w'; the sites are weight, bias"):
+        simulate(MODEL, conjugate(), X, sites=["w"], progress=False)
+    with pytest.raises(ValueError, match="at least 99 draws, got one of 63"):
+        simulate(MODEL, conjugate(), X, draws=99, progress=False)
+
+
+def test_an_error_of_the_inference_names_its_simulation():
+    def broken(model, data, seed):
+        raise RuntimeError("no chain")
+
+    with pytest.raises(RuntimeError, match="no chain") as error:
+        simulate(MODEL, broken, X, progress=False)
+    assert error.value.__notes__ == ["simulate: in simulation 0 of 100, seed 0"]
