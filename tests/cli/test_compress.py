@@ -137,7 +137,7 @@ def test_a_folder_that_holds_something_is_not_overwritten(sparse_run, compressed
 
 def test_a_failure_leaves_no_folder(sparse_run, tmp_path):
     refused = call("compress", sparse_run, "--out", "new", "--threshold", -100, *QUICK)
-    assert_refused(refused, "no weight is left")
+    assert_refused(refused, "no weight remains")
     assert not (tmp_path / "new").exists()
     assert_refused(call("compress", "nowhere"), "nowhere: holds no run")
     assert_refused(call("compress", sparse_run, "--levels", 0), "--levels")

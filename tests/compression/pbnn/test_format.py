@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pyro_bnn import compression
 from pyro_bnn.compression.pbnn import codec
 from pyro_bnn.compression.pbnn.codec import decode, encode
+from pyro_bnn.compression.pbnn.graph_codes import LIKELY, OPERATIONS
 from tests.compression.pbnn import independent_decoder
 from tests.compression.pbnn.networks import NETWORKS, same_bits, seeded, small, trained_norms
 
@@ -63,9 +64,27 @@ def test_a_record_is_encoded_to_the_same_bytes_as_ever():
     assert encode(compression.load(path)) == path.read_bytes()
 
 
+def specification():
+    return Path(codec.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
+
+
+def test_the_specification_lists_the_operations_and_the_likely_ones_after_each():
+    section = specification().partition("## 6. ")[2].partition("## 7. ")[0]
+    likely = {}
+    for line in section.splitlines():
+        row = re.match(r"\| (-?\d+) \|.*\| ([\d, ]*)\|$", line)
+        if row:
+            likely[int(row[1])] = tuple(map(int, re.findall(r"\d+", row[2])))
+    assert list(likely) == list(range(-1, len(OPERATIONS)))
+    assert {code: after for code, after in likely.items() if after} == LIKELY
+
+
 def test_the_example_of_the_specification_is_the_frozen_file():
-    text = Path(codec.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
-    example = text.partition("The file, in hexadecimal:")[2].partition("holds a linear layer")[0]
+    example = (
+        specification()
+        .partition("The file, in hexadecimal:")[2]
+        .partition("holds a linear layer")[0]
+    )
     assert bytes.fromhex("".join(re.findall(r"\b[0-9a-f]{2}\b", example))) == FROZEN
 
 
