@@ -19,7 +19,7 @@ def test_a_posterior_of_nothing_but_noise_is_evaluated_without_pruning():
     assert evaluation.pruned is None
     assert evaluation.metrics["network"] == "posterior mean"
     assert "sparsity" not in evaluation.metrics
-    assert "no weight is left" in evaluation.metrics["not_pruned"]
+    assert "no weight remains" in evaluation.metrics["not_pruned"]
     assert f"not pruned: {evaluation.metrics['not_pruned']}" in str(evaluation)
 
 
