@@ -38,7 +38,7 @@ DTYPES = {
     torch.bfloat16: BitLayout(torch.int16, 7),
 }
 _MOST_PLACES = 1100  # binary places; the least double has 1074
-_EXACT_BITS = 53  # doubles hold all integers of so many bits
+_EXACT_BITS = 53  # doubles hold every integer of at most 53 bits
 
 
 def bits_of(tensor: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """Length in bits; infinite if a reader would refuse so many decisions in a short file."""
+        """Length in bits; infinite if there are more decisions than readers accept."""
         bits = self.recorder.cost() + 8 * len(self.raw)
         if len(self.recorder.record) > 256 + 48 * bits:
             return inf
