@@ -120,9 +120,9 @@ def _terms_of_all_data(
     batches: list[_Batch],
 ) -> dict[str, Tensor]:
     """Return the terms of one draw, those of the examples joined over the minibatches."""
-    parts = [_terms(model, values, data, batch) for batch in batches]
-    latent = [part.pop(LATENT) for part in parts]
-    return concatenate(parts) | {LATENT: latent[0]}
+    by_batch = [_terms(model, values, data, batch) for batch in batches]
+    latent = [terms.pop(LATENT) for terms in by_batch]  # the same in every minibatch
+    return concatenate(by_batch) | {LATENT: latent[0]}
 
 
 def _terms(

@@ -141,7 +141,7 @@ def chain_findings(posterior: Posterior, functions: Tensor) -> Findings:
     """Return how well chains mix, judged by functions, because weights are not identifiable.
 
     Args:
-        posterior: the posterior; of a guide nothing is to be found.
+        posterior: the posterior. A guide has no chains, so all its numbers are ``None``.
         functions: f(x) of each draw, (chain, draw, n, ...), in double precision.
     """
     numbers: dict[str, float | None] = dict.fromkeys(("rhat_max", "ess_min", "ess_max"))
@@ -164,19 +164,19 @@ def chain_findings(posterior: Posterior, functions: Tensor) -> Findings:
     selection = torch.linspace(0, len(moving) - 1, min(MAX_FUNCTIONS, len(moving))).long()
     array = values[..., moving[selection]].cpu().numpy()
     rhat, ess = rank_rhat(array), bulk_ess(array)
-    known = ~(np.isnan(rhat) | np.isnan(ess))
-    if not known.all():
+    defined = ~(np.isnan(rhat) | np.isnan(ess))
+    if not defined.all():
         notes.append(
-            f"no R-hat or no ESS at {int((~known).sum())} of {len(known)} values f(x): "
+            f"no R-hat or no ESS at {int((~defined).sum())} of {len(defined)} values f(x): "
             "some chains do not move there"
         )
-    if known.any():
-        numbers["rhat_max"] = float(rhat[known].max())
-        numbers["ess_min"] = float(ess[known].min())
-        numbers["ess_max"] = float(ess[known].max())
-        if rhat[known].max() > R_HAT_THRESHOLD:
+    if defined.any():
+        numbers["rhat_max"] = float(rhat[defined].max())
+        numbers["ess_min"] = float(ess[defined].min())
+        numbers["ess_max"] = float(ess[defined].max())
+        if rhat[defined].max() > R_HAT_THRESHOLD:
             notes.append(
-                f"the chains do not mix: R-hat of f(x) is up to {rhat[known].max():.2f}, above "
+                f"the chains do not mix: R-hat of f(x) is up to {rhat[defined].max():.2f}, above "
                 f"{R_HAT_THRESHOLD}; do not rely on this row"
             )
     return Findings(numbers, notes)

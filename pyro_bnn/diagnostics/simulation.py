@@ -171,7 +171,7 @@ def _quantities(
     for name in sites:
         if name not in truth:
             raise ValueError(
-                f"simulate: there is no site {name!r}; the sites are {', '.join(truth)}"
+                f"simulate: the model has no site {name!r}; its sites are {', '.join(truth)}"
             )
     stored = posterior.source.stored
     if stored is None:

@@ -1,7 +1,7 @@
 """The predictive distribution of one drawn network, as a few tensors.
 
 A prediction averages over many networks. Of the distribution that each of them predicts, only its
-parameters are kept, under names that tell its kind:
+parameters are stored, under names that show its kind:
 
 ==========  ==========================  ===================================================
 kind        names                       meaning

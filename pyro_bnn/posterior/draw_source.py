@@ -125,7 +125,7 @@ class DrawSource:
                 values[name] = site["value"]
         return values
 
-    # --- what follows from the draws --------------------------------------------------------------
+    # --- weights and predictions -----------------------------------------------------------------
 
     def weights_of(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights that draws of the latent sites make, (draw, ...).

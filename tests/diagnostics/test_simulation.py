@@ -235,7 +235,7 @@ def test_a_prior_must_be_proper_and_cover_every_parameter():
 def test_sites_draws_and_simulations_must_be_available():
     with pytest.raises(ValueError, match="at least 10 simulations and 1 draw"):
         simulate(MODEL, conjugate(), X, 9)
-    with pytest.raises(ValueError, match="no site 'w'; the sites are weight, bias"):
+    with pytest.raises(ValueError, match="no site 'w'; its sites are weight, bias"):
         simulate(MODEL, conjugate(), X, sites=["w"], progress=False)
     with pytest.raises(ValueError, match="at least 99 draws, got one of 63"):
         simulate(MODEL, conjugate(), X, draws=99, progress=False)
