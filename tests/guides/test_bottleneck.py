@@ -1,4 +1,4 @@
-"""The variational information bottleneck: its divergence, its noise for each example, and what it prunes."""
+"""The variational information bottleneck: divergence, noise, and the units that it prunes."""
 
 import math
 from dataclasses import replace
@@ -23,15 +23,12 @@ from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.guides import InformationBottleneck, MeanField
 from pyro_bnn.runs.registry import build
 from pyro_bnn.runs.settings import Settings
-
-
-def model_of(prior, n=8):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
-    return BayesianNet(net, prior, likelihoods.Categorical(), n)
-
-
-X, Y = torch.linspace(-1, 1, 8 * 16).reshape(8, 1, 4, 4), torch.arange(8) % 2
+from tests.guides.group_networks import (
+    X,
+    Y,
+    data_with_useless_inputs,
+    model_of,
+)
 
 
 def spread(guide):
@@ -45,7 +42,7 @@ def spread(guide):
 
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
-def test_the_divergence_is_that_of_the_paper_and_units_have_none(weight):
+def test_the_divergence_is_published_and_units_have_none(weight):
     model = model_of(
         {
             "0.weight": priors.InformationBottleneck(weight),
@@ -64,7 +61,7 @@ def test_the_divergence_is_that_of_the_paper_and_units_have_none(weight):
         assert torch.allclose(guide.log_alpha()[name].double(), v.log() - (m**2).log(), atol=1e-3)
 
 
-def test_it_starts_at_the_network_with_little_noise():
+def test_the_posterior_starts_at_the_network_with_little_noise():
     model = model_of(priors.InformationBottleneck())
     guide = InformationBottleneck(model)
     net = model.network_with(model.weights())
@@ -95,9 +92,8 @@ def test_every_example_has_its_own_noise():
     mean, deviation = family.loc.detach().flatten(), family.log_scale.detach().exp().flatten()
     plain = nn.functional.conv2d(x[:1], unit)
     drawn = outputs["z"] - conv.bias.view(1, -1, 1, 1)
-    z = (
-        drawn / plain
-    )  # one number per example and channel, the same at every position: the noise multiplies channels
+    # one number per example and channel, the same at every position: the noise multiplies channels
+    z = drawn / plain
     assert torch.allclose(z[:, :, :1, :1].expand_as(z), z, rtol=1e-2, atol=1e-2)
     z = z[:, :, 0, 0]
     assert ((z.mean(0) - mean).abs() < 5 * deviation / math.sqrt(4000)).all()
@@ -105,13 +101,7 @@ def test_every_example_has_its_own_noise():
     assert (torch.corrcoef(z.T) - torch.eye(3)).abs().max() < 5 / math.sqrt(4000)
 
 
-def data_with_useless_inputs(n=1000):
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(n, 8, generator=generator)
-    return x, (x[:, 0] * x[:, 1] > 0).long()  # six of eight inputs say nothing
-
-
-def test_from_a_trained_network_it_keeps_what_carries_information():
+def test_units_with_information_remain_of_a_trained_network():
     x, y = data_with_useless_inputs()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
@@ -140,7 +130,7 @@ def test_from_a_trained_network_it_keeps_what_carries_information():
         assert (pruned.module(x).argmax(1) == y).float().mean() > 0.95
 
 
-def test_mean_field_takes_it_too():
+def test_mean_field_supports_the_prior_of_the_bottleneck():
     model = model_of(priors.InformationBottleneck())
     kl = ELBO(model, MeanField(model)).terms(X, Y).kl
     # under a flat prior the divergence of a Gaussian unit is minus its entropy
@@ -159,7 +149,7 @@ def test_mean_field_takes_it_too():
         ("information-bottleneck", "bottleneck"),
     ],
 )
-def test_the_command_line_knows_the_methods(prior, guide):
+def test_the_registry_builds_the_methods(prior, guide):
     data = digits()
     settings = Settings("mlp", prior=prior, guide=guide, hidden="7")
     model, built = build(settings, data)
@@ -170,7 +160,7 @@ def test_the_command_line_knows_the_methods(prior, guide):
     )
 
 
-def test_the_command_line_fits_networks_to_images():
+def test_the_registry_fits_networks_to_images():
     flat = digits()
     square = replace(flat, x_train=torch.zeros(1437, 3, 32, 32), x_test=torch.zeros(360, 3, 32, 32))
     with torch.device("meta"):
@@ -182,7 +172,7 @@ def test_the_command_line_fits_networks_to_images():
         build(Settings("vgg", prior="normal-jeffreys", guide="group"), flat)
 
 
-def test_what_does_not_fit_is_refused():
+def test_models_without_real_group_scales_are_an_error():
     with pytest.raises(
         ValueError, match=r"no real group scales, only .*; use priors.InformationBottleneck\(\)"
     ):
@@ -191,5 +181,5 @@ def test_what_does_not_fit_is_refused():
         InformationBottleneck(model_of(priors.Horseshoe()))
     with pytest.raises(ValueError, match="weight above zero, got 0"):
         priors.InformationBottleneck(0.0)
-    with pytest.raises(ImproperPriorError):
+    with pytest.raises(ImproperPriorError, match="improper"):
         model_of(priors.InformationBottleneck())(X)

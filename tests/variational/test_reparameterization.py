@@ -175,9 +175,9 @@ def test_outside_the_handler_the_guide_samples_as_usual():
 
 def test_an_error_in_the_guide_removes_the_handler():
     def guide():
-        raise ArithmeticError
+        raise ArithmeticError("in the guide")
 
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ArithmeticError, match="in the guide"):
         local_reparameterization(guide)()
     assert type(pyro.sample("w", normal(4, 3).to_event(2))) is torch.Tensor
 
