@@ -181,5 +181,5 @@ def test_models_without_real_group_scales_are_an_error():
         InformationBottleneck(model_of(priors.Horseshoe()))
     with pytest.raises(ValueError, match="weight above zero, got 0"):
         priors.InformationBottleneck(0.0)
-    with pytest.raises(ImproperPriorError, match="improper"):
+    with pytest.raises(ImproperPriorError, match="neither a density nor draws"):
         model_of(priors.InformationBottleneck())(X)
