@@ -213,7 +213,7 @@ def _read_index(path: Path) -> _Index:
         if checksum != _checksum(record):
             raise ValueError("its checksum is wrong: the file was changed or damaged")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: there is no such file") from error
+        raise CheckpointError(f"{error.filename}: the file does not exist") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Compiled functions: the same numbers, or the function itself with one warning that says why."""
+"""Compiled functions: the same numbers, or the original with one warning that gives the reason."""
 
 import warnings
 
@@ -28,7 +28,7 @@ def agree(one, other):
     return all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(one, other, strict=True))
 
 
-def test_a_compiled_function_is_the_function():
+def test_a_compiled_function_computes_the_same_numbers():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast = compiled(smooth, [A, B], "smooth")
@@ -37,7 +37,7 @@ def test_a_compiled_function_is_the_function():
         assert agree(fast(A + shift, B), smooth(A + shift, B))
 
 
-def test_examples_and_the_random_state_are_left_as_they_were():
+def test_compiling_changes_neither_the_examples_nor_the_random_state():
     def changing(a, b):
         a.add_(b)
         return (a.sum(),)
@@ -48,7 +48,7 @@ def test_examples_and_the_random_state_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_changes_in_place_are_made_and_compared(monkeypatch):
+def test_changes_of_arguments_in_place_are_compiled_and_compared(monkeypatch):
     def changing(a, b):
         a.mul_(0.5).add_(b)
         return (a.sum(),)
@@ -56,7 +56,7 @@ def test_changes_in_place_are_made_and_compared(monkeypatch):
     fast, a, expected = compiled(changing, [A, B], "changing"), A.clone(), A.clone()
     assert agree(fast(a, B), changing(expected, B))
     assert torch.allclose(a, expected)
-    # a compiler that forgets the change is found out
+    # a compiler that forgets the change is detected
     monkeypatch.setattr(
         torch._inductor, "compile", lambda graph, inputs: lambda a, b: changing(a.clone(), b)
     )
@@ -64,7 +64,7 @@ def test_changes_in_place_are_made_and_compared(monkeypatch):
         assert compiled(changing, [A, B], "changing") is changing
 
 
-def test_a_compiler_that_computes_something_else_is_found_out(monkeypatch):
+def test_a_compiler_that_computes_something_else_is_detected(monkeypatch):
     def wrong(graph, inputs):
         return lambda a, b: (a * b.cos(), (a - b).square().sum())
 
@@ -75,7 +75,7 @@ def test_a_compiler_that_computes_something_else_is_found_out(monkeypatch):
         assert compiled(smooth, [A, B], "smooth") is smooth
 
 
-def test_what_rounding_changes_may_differ(monkeypatch):
+def test_results_may_differ_where_rounding_the_arguments_changes_them(monkeypatch):
     def steep(a, b):
         return ((1e5 * a).sin() + b,)
 
@@ -90,7 +90,7 @@ def test_what_rounding_changes_may_differ(monkeypatch):
     assert not torch.allclose(fast(a, b)[0], steep(a, b)[0], atol=1e-3)
 
 
-def test_a_function_that_differs_from_itself_is_found_out():
+def test_a_function_that_differs_between_calls_is_detected():
     calls = []
 
     def counting(a, b):
@@ -101,18 +101,18 @@ def test_a_function_that_differs_from_itself_is_found_out():
         assert compiled(counting, [A, B], "counting") is counting
 
 
-# --- Functions that cannot be compiled -------------------------------------------------------------------------------
+# --- Functions that cannot be compiled ------------------------------------------------------------
 
 
-def test_random_numbers_are_refused_unless_allowed():
+def test_random_numbers_are_compiled_only_where_allowed():
     def noisy(a, b):
         return (a + torch.randn_like(b),)
 
     with pytest.warns(
         CompileWarning, match=r"noisy runs uncompiled.*it draws random numbers \(.*randn_like"
-    ) as told:
+    ) as warned:
         assert compiled(noisy, [A, B], "noisy") is noisy
-    assert len(told) == 1
+    assert len(warned) == 1
     fast = compiled(noisy, [A, B], "noisy", allow_random=True)
     torch.manual_seed(3)
     first = fast(A, B)
@@ -120,20 +120,20 @@ def test_random_numbers_are_refused_unless_allowed():
     assert agree(first, noisy(A, B))
 
 
-def test_decisions_by_values_are_refused_with_the_reason():
+def test_a_function_that_decides_by_values_is_not_compiled():
     def deciding(a, b):
         return (a if bool(a.sum() > 0) else b,)
 
     with pytest.warns(
         CompileWarning, match="its operations depend on the values of tensors"
-    ) as told:
+    ) as warned:
         assert compiled(deciding, [A, B], "deciding") is deciding
-    assert len(told) == 1
-    with pytest.raises(NotTraceableError):
+    assert len(warned) == 1
+    with pytest.raises(NotTraceableError, match="depend on the values of tensors"):
         traced(deciding, [A, B])
 
 
-def test_random_numbers_of_numpy_are_found_out():
+def test_random_numbers_of_numpy_are_detected():
     generator = np.random.default_rng(0)
 
     def outside(a, b):
@@ -145,7 +145,7 @@ def test_random_numbers_of_numpy_are_found_out():
         assert compiled(outside, [A, B], "outside") is outside
 
 
-def test_a_counter_is_found_out():
+def test_a_counter_is_detected():
     calls = []
 
     def counting(a, b):
@@ -156,7 +156,7 @@ def test_a_counter_is_found_out():
         assert compiled(counting, [A, B], "counting") is counting
 
 
-def test_what_the_program_raises_is_the_reason():
+def test_the_error_of_a_program_is_the_reason_why_it_cannot_be_traced():
     def broken(a, b):
         raise KeyError("no such thing")
 
@@ -164,19 +164,19 @@ def test_what_the_program_raises_is_the_reason():
         traced(broken, [A, B])
 
 
-# --- Machines without a compiler, torch without the private function -------------------------------------------------
+# --- Without a compiler, or without the private function of torch ---------------------------------
 
 
 def test_without_a_compiler_the_traced_operations_run_with_a_warning(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", no_compiler)
-    with pytest.warns(CompileWarning, match="the compiler failed.*no working C") as told:
+    with pytest.warns(CompileWarning, match="the compiler failed.*no working C") as warned:
         slow = compiled(smooth, [A, B], "smooth")
-    assert len(told) == 1
+    assert len(warned) == 1
     assert isinstance(slow, torch.fx.GraphModule)
     assert all(torch.equal(a, b) for a, b in zip(slow(A + 1, B), smooth(A + 1, B), strict=True))
 
 
-def test_a_torch_without_the_private_function_uses_the_public_one(monkeypatch):
+def test_a_torch_without_the_private_function_uses_torch_compile(monkeypatch):
     used = []
     public = torch.compile
     monkeypatch.delattr(torch._inductor, "compile")
@@ -186,10 +186,11 @@ def test_a_torch_without_the_private_function_uses_the_public_one(monkeypatch):
     assert agree(fast(A + 1, B), smooth(A + 1, B))
 
 
-# --- What it is for --------------------------------------------------------------------------------------------------
+# --- Pyro programs --------------------------------------------------------------------------------
 
 
-def test_a_compiled_log_density_is_that_of_the_program_at_random_points():
+@pytest.mark.slow
+def test_a_compiled_log_density_equals_that_of_the_program():
     x, y = torch.randn(9, 2), torch.randn(9)
     density = LogDensity(hidden_layer_regression(9, inputs=2, hidden=3), (x, y))
     fast = compiled(density.value_and_grad, [torch.zeros(4, density.size), x, y], "the density")
@@ -198,7 +199,7 @@ def test_a_compiled_log_density_is_that_of_the_program_at_random_points():
     assert agree(fast(positions, x, y), density.value_and_grad(positions, x, y))
 
 
-def test_distributions_built_before_with_their_checks_on_are_traced():
+def test_distributions_built_with_validation_are_traced():
     checked = dist.HalfNormal(torch.tensor(1.0), validate_args=True)
     mixture = dist.MixtureSameFamily(
         dist.Categorical(torch.ones(2), validate_args=True),

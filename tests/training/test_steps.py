@@ -168,6 +168,7 @@ def test_the_traced_step_equals_the_plain_one(case, eager_compiler):
 OLD = torch.__version__.startswith("2.6.")
 
 
+@pytest.mark.slow
 def test_the_compiled_step_equals_the_plain_one():
     """With the C++ compiler, two particles, and buffers that the step changes (batch norm)."""
     particles = 1 if OLD else 2
