@@ -53,9 +53,7 @@ class LogNormal(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        q = dist.LogNormal(  # type: ignore[no-untyped-call]
-            self.loc, self.log_scale.exp(), validate_args=False
-        )
+        q = dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False)
         return as_event(q)
 
 
@@ -65,7 +63,7 @@ def as_event(
     """Return a distribution with its last batch axes, by default all, as one event."""
     if axes is None:
         axes = len(distribution.batch_shape)
-    event: dist.TorchDistribution = distribution.to_event(axes)  # type: ignore[no-untyped-call]
+    event: dist.TorchDistribution = distribution.to_event(axes)
     return event
 
 

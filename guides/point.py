@@ -59,7 +59,7 @@ class PointMass(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         """Return q as one event."""
-        return dist.Delta(self.loc, event_dim=self.loc.dim())  # type: ignore[no-untyped-call]
+        return dist.Delta(self.loc, event_dim=self.loc.dim())
 
 
 class PointUnits(nn.Module):

@@ -154,7 +154,7 @@ def _first(terms: Tensor, num: int | None) -> Tensor:
 
 
 def _scale_and_mask(log_prob: Tensor, site: Site, scale: float | Tensor) -> Tensor:
-    terms: Tensor = scale_and_mask(log_prob, scale, site["mask"])  # type: ignore[no-untyped-call]
+    terms: Tensor = scale_and_mask(log_prob, scale, site["mask"])
     return terms
 
 

@@ -167,7 +167,7 @@ class BernoulliDropout(TorchDistribution):
     def support(self) -> constraints.Constraint:
         """Real tensors of the shape of the weight."""
         axes = self.loc.dim()
-        return constraints.independent(constraints.real, axes)  # type: ignore[no-untyped-call]
+        return constraints.independent(constraints.real, axes)
 
     @property
     def mean(self) -> Tensor:

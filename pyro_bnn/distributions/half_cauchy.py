@@ -88,5 +88,5 @@ def half_cauchy_as_product(scale: float | Tensor) -> tuple[dist.Gamma, dist.Inve
     """
     scale = torch.as_tensor(scale)
     half, one = torch.full_like(scale, 0.5), torch.ones_like(scale)
-    inverse_gamma = dist.InverseGamma(half, one)  # type: ignore[no-untyped-call]
+    inverse_gamma = dist.InverseGamma(half, one)
     return dist.Gamma(half, scale**-2), inverse_gamma

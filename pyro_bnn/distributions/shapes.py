@@ -16,5 +16,5 @@ def broadcast_shapes(first: torch.Size, second: torch.Size) -> torch.Size:
     """
     if first == second:
         return first
-    shape: torch.Size = torch.broadcast_shapes(first, second)  # type: ignore[no-untyped-call]
+    shape: torch.Size = torch.broadcast_shapes(first, second)
     return shape

@@ -37,7 +37,7 @@ class _Bounded(TorchDistribution):
     def support(self) -> constraints.Constraint:
         """The interval from e^low to e^high."""
         low, high = self.low.exp(), self.high.exp()
-        return constraints.interval(low, high)  # type: ignore[no-untyped-call]
+        return constraints.interval(low, high)
 
     def _bounded_exp(self, log_z: Tensor) -> Tensor:
         """Return z in the dtype of the parameters, within the bounds even after rounding."""

@@ -18,11 +18,11 @@ def register_kl(
     q: type[torch.distributions.Distribution], p: type[torch.distributions.Distribution]
 ) -> Callable[[_KL], _KL]:
     """Return the decorator that registers a function as the KL divergence of q from p."""
-    decorator = torch.distributions.kl.register_kl(q, p)  # type: ignore[no-untyped-call]
+    decorator = torch.distributions.kl.register_kl(q, p)
     return cast("Callable[[_KL], _KL]", decorator)
 
 
 def as_event(distribution: dist.TorchDistribution, axes: int) -> dist.TorchDistribution:
     """Return a distribution whose last batch axes, ``axes`` of them, form one event."""
-    event: dist.TorchDistribution = distribution.to_event(axes)  # type: ignore[no-untyped-call]
+    event: dist.TorchDistribution = distribution.to_event(axes)
     return event

@@ -44,7 +44,7 @@ def convergence_warnings(statistics: Mapping[str, Tensor]) -> list[str]:
     log_density = statistics["lp"]
     chains, draws = log_density.shape
     if chains > 1 and draws >= FEWEST_DRAWS:
-        r_hat = float(split_gelman_rubin(log_density.double()))  # type: ignore[no-untyped-call]
+        r_hat = float(split_gelman_rubin(log_density.double()))
         if not r_hat < LARGEST_R_HAT:  # NaN as well
             warnings.append(
                 f"the chains do not agree: R-hat of the log density is {r_hat:.2f}; run longer"

@@ -254,7 +254,7 @@ class LogDensity:
             transform = self.sites[name].transform
             values[name] = value = transform(unconstrained)
             if not is_identity(transform):
-                log_det = transform.log_abs_det_jacobian(unconstrained, value)  # type: ignore[no-untyped-call]
+                log_det = transform.log_abs_det_jacobian(unconstrained, value)
                 jacobian = jacobian + log_det.sum()
         return values, jacobian
 
@@ -308,7 +308,5 @@ def _potential(model: Program, data: tuple[Tensor, ...]) -> Potential:
     It sums over the discrete sites, which must be marked for enumeration.
     """
     with fork_rng(torch.device("cpu"), 0):
-        _, potential, _, _ = initialize_model(  # type: ignore[no-untyped-call]
-            model, model_args=data, max_plate_nesting=1
-        )
+        _, potential, _, _ = initialize_model(model, model_args=data, max_plate_nesting=1)
     return cast(Potential, potential)

@@ -221,12 +221,12 @@ def _sample_with_pyro(
     for chain, point in enumerate(position):
         start = {name: value.clone() for name, value in log_density.split(point).items()}
         record = KernelRecord()
-        kernel = pyro.infer.NUTS(  # type: ignore[no-untyped-call]
+        kernel = pyro.infer.NUTS(
             program,
             target_accept_prob=sampler.target_acceptance,
             max_tree_depth=sampler.max_tree_depth,
         )
-        mcmc = pyro.infer.MCMC(  # type: ignore[no-untyped-call]
+        mcmc = pyro.infer.MCMC(
             kernel,
             num_samples=draws,
             warmup_steps=options.warmup,
@@ -237,10 +237,10 @@ def _sample_with_pyro(
         seed = options.seed * 1009 + chain
         with fork_rng(log_density.device, seed), log_density.parameters.capture():
             mcmc.run(*log_density.data)
-        diagnostics = mcmc.diagnostics()  # type: ignore[no-untyped-call]
+        diagnostics = mcmc.diagnostics()
         diverging = torch.zeros(draws, dtype=torch.bool)
         diverging[diagnostics["divergences"]["chain 0"]] = True
-        values.append(mcmc.get_samples())  # type: ignore[no-untyped-call]
+        values.append(mcmc.get_samples())
         statistics.append(record.statistics() | {"diverging": diverging})
     pooled, shaped = _stack(values), {}
     for name, site in log_density.sites.items():

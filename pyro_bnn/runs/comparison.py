@@ -158,7 +158,7 @@ def _mean_field(problem: Problem, settings: ComparisonSettings, progress: bool) 
 
 
 def _full_rank(problem: Problem, settings: ComparisonSettings, progress: bool) -> Posterior:
-    guide: Guide = AutoMultivariateNormal(  # type: ignore[no-untyped-call]
+    guide: Guide = AutoMultivariateNormal(
         problem.model, init_loc_fn=init_to_median, init_scale=0.05
     )
     with fork_rng(torch.device("cpu"), settings.seed):

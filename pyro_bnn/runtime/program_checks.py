@@ -54,7 +54,7 @@ def require_observable(
     support = distribution.support
     if support is None:
         return
-    impossible = (~support.check(y)).nonzero()  # type: ignore[no-untyped-call]
+    impossible = (~support.check(y)).nonzero()
     if len(impossible):
         index = tuple(impossible[0].tolist())
         raise DataError(

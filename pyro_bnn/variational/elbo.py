@@ -199,7 +199,7 @@ class ELBOEstimator(pyro.infer.ELBO):
         return Traces(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
 
     def _require_match(self, model: Program, guide: Guide, traces: Traces) -> None:
-        if not is_validation_enabled():  # type: ignore[no-untyped-call]
+        if not is_validation_enabled():
             return
         if self._checked_model is model and self._checked_guide is guide:
             return

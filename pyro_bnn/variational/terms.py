@@ -171,9 +171,7 @@ def _elementwise_log_prob(site: Site, value: Tensor) -> Tensor:
 
 
 def _scaled_sum(values: Tensor, site: Site) -> Tensor:
-    weighted: Tensor = scale_and_mask(  # type: ignore[no-untyped-call]
-        values, site["scale"], site["mask"]
-    )
+    weighted: Tensor = scale_and_mask(values, site["scale"], site["mask"])
     return weighted.sum()
 
 
