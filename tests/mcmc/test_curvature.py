@@ -48,15 +48,25 @@ def test_a_flat_density_has_no_curvature():
         largest_curvature(flat, torch.zeros(2, 3), ())
 
 
-@pytest.mark.parametrize("batch_size", [None, 10])
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "sampler", [mcmc.sgld, mcmc.sghmc, mcmc.baoa], ids=["sgld", "sghmc", "baoa"]
+    ("sampler", "batch_size"),
+    [
+        (mcmc.sgld, None),
+        (mcmc.sghmc, None),
+        (mcmc.baoa, None),
+        (mcmc.sgld, 10),
+        pytest.param(mcmc.sghmc, 10, marks=SLOW),
+        pytest.param(mcmc.baoa, 10, marks=SLOW),
+    ],
 )
 def test_the_default_step_size_changes_the_variances_by_at_most_a_tenth(
     sampler, batch_size, traced_samplers
 ):
-    long = 3000 if batch_size else 600
-    run = {"chains": 64, "warmup": long, "draws": 40, "thin": 50 if batch_size else 10}
+    warmup, thin = (3000, 50) if batch_size else (600, 10)
+    run = {"chains": 64, "warmup": warmup, "draws": 40, "thin": thin}
     posterior = sampler(regression, (X, Y), batch_size=batch_size, progress=False, **run)
     draws = posterior.draws["w"].double()
     exact = PRECISION.inverse().diag()

@@ -131,7 +131,8 @@ def test_a_simplex_has_its_dirichlet_posterior(traced_samplers):
     assert deviation(values, moments) < SIGMAS
 
 
-def test_a_regularised_horseshoe_is_sampled_without_divergences_piling_up(traced_samplers):
+@pytest.mark.slow
+def test_a_regularised_horseshoe_is_sampled_with_few_divergences(traced_samplers):
     torch.manual_seed(0)
     x = torch.randn(30, 4)
     y = x[:, 0] + 0.1 * torch.randn(30)

@@ -60,7 +60,7 @@ PROGRAMS = {
     "known noise": lambda: (regressor(likelihoods.Gaussian(0.3)), (X, REAL)),
     "inferred noise": lambda: (regressor(likelihoods.Gaussian(dist.HalfNormal(1.0))), (X, REAL)),
     "linear regression": lambda: (linear_regression(N, inputs=3), (X, REAL)),
-    "mlp regression": lambda: (hidden_layer_regression(N, inputs=3, hidden=4), (X, REAL)),
+    "hidden layer regression": lambda: (hidden_layer_regression(N, inputs=3, hidden=4), (X, REAL)),
     "several plates": lambda: (several_plates, (X, REAL)),
 }
 
@@ -101,7 +101,8 @@ def test_value_and_gradient_are_those_of_plain_pyro(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["inferred noise", "linear regression", "mlp regression", "horseshoe with slab"]
+    "name",
+    ["inferred noise", "linear regression", "hidden layer regression", "horseshoe with slab"],
 )
 def test_value_and_gradient_are_those_of_the_potential_that_pyros_own_samplers_use(name):
     model, data = PROGRAMS[name]()
@@ -115,7 +116,7 @@ def test_value_and_gradient_are_those_of_the_potential_that_pyros_own_samplers_u
         )
 
 
-@pytest.mark.parametrize("name", ["normal", "inferred noise", "mlp regression"])
+@pytest.mark.parametrize("name", ["normal", "inferred noise", "hidden layer regression"])
 def test_the_mean_over_minibatches_is_the_log_density_on_all_the_data(name):
     model, (x, y) = PROGRAMS[name]()
     density = LogDensity(model, (x, y))
@@ -128,7 +129,7 @@ def test_the_mean_over_minibatches_is_the_log_density_on_all_the_data(name):
 
 
 def test_each_chain_has_the_log_density_of_its_own_minibatch():
-    model, (x, y) = PROGRAMS["mlp regression"]()
+    model, (x, y) = PROGRAMS["hidden layer regression"]()
     density = LogDensity(model, (x[:2], y[:2]))
     index = torch.tensor([[0, 1], [5, 5], [6, 2]])
     values, gradients = density.value_and_grad_each(points(density), x[index], y[index])

@@ -133,7 +133,7 @@ def mass_on_a_grid(x):
     return float(weights[second.flatten() > 0].sum())
 
 
-@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_sgld_finds_both_modes_and_their_masses(batch_size, traced_samplers):
     x = two_mode_data()
     step_size = 0.01 if batch_size is None else mcmc.polynomial_decay(0.2, b=231, gamma=0.55)

@@ -99,7 +99,7 @@ def relative_bias(name, step_size):
     return np.einsum("cti,ij,ctj->", z, PRECISION, z) / (3 * CHAINS * 100) - 1
 
 
-@pytest.mark.parametrize("name", ["sgld", "sghmc"])
+@pytest.mark.parametrize("name", ["sgld", pytest.param("sghmc", marks=pytest.mark.slow)])
 def test_the_bias_of_sgld_and_sghmc_is_proportional_to_the_step(name, traced_samplers):
     steps = np.array([0.25, 0.5, 1.0]) / STIFF
     biases = [relative_bias(name, step) for step in steps]
