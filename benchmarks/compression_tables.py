@@ -47,7 +47,7 @@ TABLES = [
     (
         "random-labels",
         "mlp",
-        "Random labels: binary dropout memorises them, Sparse VD removes every weight",
+        "Random labels: binary dropout memorizes them, Sparse VD removes every weight",
     ),
 ]
 

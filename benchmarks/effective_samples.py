@@ -86,7 +86,7 @@ def run_pyro_bnn(method: str, chains: int, draws: int) -> Record:
 
 
 def run_numpyro(chains: int, draws: int) -> Record:
-    """Run NumPyro's NUTS, all chains vectorised."""
+    """Run NumPyro's NUTS, all chains vectorized."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -146,14 +146,14 @@ def measured(values: np.ndarray, seconds: float, gradients: int) -> Record:
     }
 
 
-NUMPYRO = "NumPyro NUTS, 4 vectorised chains"
+NUMPYRO = "NumPyro NUTS, 4 vectorized chains"
 STOCK = "Pyro NUTS, 1 chain (15 + 15, extrapolated)"
 RUNS = {
     "PyroBNN HMC, 16 chains": ("hmc", 16),
     "PyroBNN HMC, 4 chains": ("hmc", 4),
     "PyroBNN model in nutpie's NUTS, 4 chains": ("nutpie", 4),
     NUMPYRO: ("numpyro", 4),
-    "NumPyro NUTS, 16 vectorised chains": ("numpyro", 16),
+    "NumPyro NUTS, 16 vectorized chains": ("numpyro", 16),
     STOCK: ("pyro", 1),
 }
 

@@ -1,4 +1,4 @@
-"""ArviZ as it is installed: 0.x with its ``InferenceData``, or 1.x with xarray's ``DataTree``.
+"""The installed version of ArviZ: 0.x with ``InferenceData``, or 1.x with xarray's ``DataTree``.
 
 All differences between the two are handled here; the rest of the library passes groups of numpy
 arrays. ArviZ 1.x consists of three packages, of which two, ``arviz_base`` and ``arviz_stats``, are
@@ -56,7 +56,7 @@ def to_inference_data(
             neither of the two axes.
         dims: the names of the axes of a variable behind chain and draw.
         coords: labels along named axes.
-        attrs: attributes of the whole and of the group ``posterior``.
+        attrs: attributes of the result and of its group ``posterior``.
     """
     arrays = {group: dict(variables) for group, variables in groups.items()}
     names = {variable: list(axes) for variable, axes in dims.items()}
@@ -82,7 +82,7 @@ def summary_table(data: Any, kind: str, **options: Any) -> DataFrame:
 
 
 def rank_rhat(values: Array) -> Array:
-    """Return the rank-normalised split R-hat (k,) of k quantities, values (chain, draw, k)."""
+    """Return the rank-normalized split R-hat (k,) of k quantities, values (chain, draw, k)."""
     return _for_each_quantity("rhat", values, "rank")
 
 
@@ -125,7 +125,7 @@ def _smooth_with_version_0(row: Array, relative_efficiency: float) -> tuple[Arra
 
 def _smooth_with_version_1(row: Array, relative_efficiency: float) -> tuple[Array, float]:
     try:
-        # its argument are log-likelihoods, whose negatives are the log-ratios of leaving one out
+        # it expects log-likelihoods; the log-ratios of leaving one out are their negatives
         weights, shape = _statistics().psislw(-row, r_eff=relative_efficiency)
     except ValueError:
         return row, np.inf

@@ -174,7 +174,7 @@ def compare(
     - the calibration error (20 bins of equal counts) or the coverage of the 90% intervals;
     - with training data, the ELPD by PSIS-LOO in nats, and k-hat of a guide;
     - of chains, the largest R-hat and the least and largest effective sample size over up to a
-      hundred values f(x), rank-normalised;
+      hundred values f(x), rank-normalized;
     - the cost: gradients and seconds.
 
     Args:
@@ -203,10 +203,10 @@ def compare(
     for name, posterior in posteriors.items():
         pooled = _pool(functions[name])
         prediction = _predict(pooled)
-        sides = (pooled, reference_draws)
+        pair = (pooled, reference_draws)
         if name == reference:
-            sides = _halves(functions[name])
-        findings = distance_findings(*sides, prediction.kind)
+            pair = _halves(functions[name])
+        findings = distance_findings(*pair, prediction.kind)
         findings |= prediction_findings(prediction, y)
         if data is not None:
             num = _num_draws(posterior, draws)

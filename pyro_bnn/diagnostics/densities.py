@@ -26,7 +26,8 @@ from .recording import Recording, record
 
 __all__ = ["Densities", "log_densities", "weighted_log_prob"]
 
-# Numbers in flight for the draws of a chunk, and a guess at those of one example in a layer.
+# The number of values that the draws of a chunk hold at once, and a guess at the number of values
+# of one example in a layer.
 CHUNK = 8_000_000
 NUMBERS_PER_EXAMPLE = 64
 
@@ -64,7 +65,7 @@ class Densities:
 
 
 class _Batch(NamedTuple):
-    """The rows of a minibatch, and how many of them are new: the last one may start again."""
+    """The rows of a minibatch, and how many of them are new: the last minibatch may start again."""
 
     rows: Tensor | None
     num_new: int | None
@@ -130,7 +131,7 @@ def _terms(
 ) -> dict[str, Tensor]:
     """Return the log-likelihoods of the examples of a minibatch, and the rest of the log-density.
 
-    The log-likelihoods are given twice: plain, and with the weights that the program gives them.
+    The log-likelihoods are returned twice: plain, and weighted as the program weights them.
     """
     run = record(model, values, data, batch.rows)
     observed = run.observed

@@ -35,7 +35,7 @@ def wasserstein_1(a: Tensor, b: Tensor) -> Tensor:
         >>> wasserstein_1(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0]))
         tensor(4., dtype=torch.float64)
     """
-    # between two neighbouring steps both quantile functions are constant
+    # between two neighboring steps both quantile functions are constant
     steps = torch.cat([_steps(a), _steps(b)]).sort().values
     widths = steps.diff(prepend=steps.new_zeros(1))
     middles = steps - widths / 2
@@ -107,8 +107,8 @@ def _quantiles(sample: Tensor, probabilities: Tensor) -> Tensor:
 
 def _mixture(components: Mapping[str, Tensor]) -> _Mixture:
     mean, stddev = components["mean"], components["stddev"]
-    some = torch.linspace(0, len(mean) - 1, min(len(mean), MAX_COMPONENTS)).long()
-    return _Mixture(mean[some].double().flatten(1), stddev[some].double().flatten(1))
+    selection = torch.linspace(0, len(mean) - 1, min(len(mean), MAX_COMPONENTS)).long()
+    return _Mixture(mean[selection].double().flatten(1), stddev[selection].double().flatten(1))
 
 
 def _mixture_distance(a: _Mixture, b: _Mixture, example: int) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_bnn.posterior.components import Components, Kind, function_values
 from . import distances, importance
 from .arviz_versions import bulk_ess, rank_rhat
 from .densities import log_densities
-from .guide_draws import draw_guide
+from .guide_draws import GuideDraws, draw_guide
 
 __all__ = [
     "Findings",
@@ -93,48 +93,25 @@ def in_sample_findings(
         num: the last n draws of each chain, or the number of draws of a guide.
         seed: the seed of a guide's draws.
     """
-    numbers: dict[str, float | None] = dict.fromkeys(
-        ("elpd_loo", "elpd_loo_se", "pareto_k_max", "k_hat")
-    )
-    notes: list[str] = []
-    stored, chains = posterior.source.stored, 1
-    log_q, reason = None, ""
+    stored = posterior.source.stored
     if stored is None:
         drawn = draw_guide(posterior, num, seed)
-        sites, log_q, reason = drawn.sites, drawn.log_q, drawn.reason
+        chains, sites = 1, drawn.sites
     else:
-        chains = stored.chains
-        sites = stored.take(stored.last(num))
+        drawn = None
+        chains, sites = stored.chains, stored.take(stored.last(num))
     if chains * num < importance.MIN_DRAWS:
-        notes.append(
+        numbers = dict.fromkeys(("elpd_loo", "elpd_loo_se", "pareto_k_max", "k_hat"))
+        note = (
             f"{chains * num} draws are too few for PSIS, no ELPD and no k-hat; "
             f"expected {importance.MIN_DRAWS}"
         )
-        return Findings(numbers, notes)
+        return Findings(numbers, [note])
     device = posterior.source.device
     densities = log_densities(posterior, sites, (data[0].to(device), data[1].to(device)))
     by_chain = torch.unflatten(densities.pointwise(), 0, (chains, num))
-    loo = importance.leave_one_out(by_chain, independent=stored is None)
-    numbers["elpd_loo"] = loo.elpd
-    numbers["elpd_loo_se"] = loo.standard_error
-    numbers["pareto_k_max"] = float(loo.k.max())
-    unreliable = int((loo.k > loo.threshold).sum())
-    if unreliable:
-        notes.append(
-            f"ELPD is unreliable: Pareto k above {loo.threshold:.2f} at {unreliable} of "
-            f"{len(loo.k)} examples"
-        )
-    if reason:
-        notes.append(f"no k-hat: {reason}")
-    if log_q is not None:
-        k_hat = importance.pareto_k(densities.log_joint, log_q)
-        numbers["k_hat"] = k_hat
-        if k_hat > K_HAT_THRESHOLD:
-            notes.append(
-                f"k-hat {k_hat:.2f} is above {K_HAT_THRESHOLD}: in the space of the weights the "
-                "guide is far from the posterior"
-            )
-    return Findings(numbers, notes)
+    findings = _leave_one_out_findings(by_chain, independent=stored is None)
+    return findings | _guide_findings(densities.log_joint, drawn)
 
 
 def chain_findings(posterior: Posterior, functions: Tensor) -> Findings:
@@ -183,6 +160,40 @@ def chain_findings(posterior: Posterior, functions: Tensor) -> Findings:
 
 
 # --- pieces ---------------------------------------------------------------------------------------
+
+
+def _leave_one_out_findings(log_likelihood: Tensor, independent: bool) -> Findings:
+    """Return the expected log predictive density, from (chain, draw, N) in nats."""
+    loo = importance.leave_one_out(log_likelihood, independent)
+    numbers: dict[str, float | None] = {
+        "elpd_loo": loo.elpd,
+        "elpd_loo_se": loo.standard_error,
+        "pareto_k_max": float(loo.k.max()),
+    }
+    unreliable = int((loo.k > loo.threshold).sum())
+    if not unreliable:
+        return Findings(numbers)
+    note = (
+        f"ELPD is unreliable: Pareto k above {loo.threshold:.2f} at {unreliable} of "
+        f"{len(loo.k)} examples"
+    )
+    return Findings(numbers, [note])
+
+
+def _guide_findings(log_joint: Tensor, drawn: GuideDraws | None) -> Findings:
+    """Return k-hat of the draws of a guide; it is ``None`` for a sampler."""
+    if drawn is None:
+        return Findings({"k_hat": None})
+    if drawn.log_q is None:
+        return Findings({"k_hat": None}, [f"no k-hat: {drawn.reason}"])
+    k_hat = importance.pareto_k(log_joint, drawn.log_q)
+    notes = []
+    if k_hat > K_HAT_THRESHOLD:
+        notes.append(
+            f"k-hat {k_hat:.2f} is above {K_HAT_THRESHOLD}: in the space of the weights the "
+            "guide is far from the posterior"
+        )
+    return Findings({"k_hat": k_hat}, notes)
 
 
 def _doubles(draws: Components) -> Tensor:

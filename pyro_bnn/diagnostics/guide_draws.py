@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.posterior.draw_source import DrawSource
-from pyro_bnn.posterior.vectorized import for_each_draw, vectorized_draws
+from pyro_bnn.posterior.vectorized import draw_repeatedly, vectorized_draws
 from pyro_bnn.runtime.program import Site, sample_sites
 
 from .densities import weighted_log_prob
 
 __all__ = ["GuideDraws", "draw_guide"]
 
-LOG_Q = "log q"  # beside the names of sites
+LOG_Q = "log q"  # the name of the log-density, beside the names of the sites
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def draw_guide(posterior: Posterior, num: int, seed: int) -> GuideDraws:
     with source.isolated(seed):
         reason = _reason_without_density(_latent_sites(source))
 
-        def draw_once(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def draw_once() -> dict[str, Tensor]:
             latent = _latent_sites(source)
             values = {}
             for name, site in latent.items():
@@ -59,7 +59,7 @@ def draw_guide(posterior: Posterior, num: int, seed: int) -> GuideDraws:
             return values
 
         with vectorized_draws():
-            draws = for_each_draw(draw_once, {"": torch.empty(num)})
+            draws = draw_repeatedly(draw_once, num)
     log_q = draws.pop(LOG_Q, None)
     return GuideDraws(draws, log_q, reason)
 

@@ -117,8 +117,8 @@ def _relative_efficiency(log_likelihood: Tensor) -> float:
     """
     examples = log_likelihood.shape[-1]
     columns = torch.linspace(0, examples - 1, min(MAX_EXAMPLES_FOR_EFFICIENCY, examples)).long()
-    some = log_likelihood[..., columns.to(log_likelihood.device)].double()
-    likelihood = (some - some.flatten(0, 1).amax(0)).exp().cpu().numpy()
+    selected = log_likelihood[..., columns.to(log_likelihood.device)].double()
+    likelihood = (selected - selected.flatten(0, 1).amax(0)).exp().cpu().numpy()
     efficiency = mean_ess(likelihood) / (likelihood.shape[0] * likelihood.shape[1])
     efficiency = efficiency[np.isfinite(efficiency)]
     if not len(efficiency):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyro_bnn.distributions import ImproperPriorError
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
-from pyro_bnn.posterior.vectorized import for_each_draw
+from pyro_bnn.posterior.vectorized import draw_repeatedly, for_each_draw
 from pyro_bnn.runtime.minibatches import TensorBatches
 from pyro_bnn.runtime.program import values_of
 from pyro_bnn.runtime.tensor_dicts import map_tensors
@@ -89,7 +89,7 @@ def to_arviz(
         {'chain': 2, 'draw': 50, 'example': 3}
     """
     require_same_data("to_arviz", posterior, data)
-    data = tuple(part.to(posterior.source.device) for part in data)
+    data = tuple(tensor.to(posterior.source.device) for tensor in data)
     selected = _select_draws(posterior, draws, seed)
     densities = log_densities(posterior, selected.sites, data)
     _require_all_examples(densities)
@@ -101,10 +101,7 @@ def to_arviz(
     }
     reasons = dict(selected.reasons)
 
-    pointwise: Group = {}
-    for name, value in densities.log_likelihood.items():
-        if value.shape[1] == len(data[0]):
-            pointwise[name] = selected.by_chain(value)
+    pointwise = _pointwise_group(selected, densities, len(data[0]))
     if pointwise:
         groups["log_likelihood"] = pointwise
     else:
@@ -150,7 +147,7 @@ def require_same_data(caller: str, posterior: Posterior, data: tuple[Tensor, ...
     Raises:
         ValueError: if the data are a single tensor, or other data.
     """
-    if isinstance(data, Tensor) or not all(isinstance(part, Tensor) for part in data):
+    if isinstance(data, Tensor) or not all(isinstance(tensor, Tensor) for tensor in data):
         raise ValueError(f"{caller}: expected the training data as a tuple of tensors, data=(x, y)")
     expected = posterior.facts.get("data", "")
     is_digest = len(expected) == 64
@@ -227,6 +224,15 @@ def _posterior_group(posterior: Posterior, selected: _SelectedDraws, seed: int) 
     return map_tensors(selected.by_chain, selected.sites | weights)
 
 
+def _pointwise_group(selected: _SelectedDraws, densities: Densities, num_data: int) -> Group:
+    """Return the log-likelihoods of the sites that have one for each example."""
+    pointwise = {}
+    for name, value in densities.log_likelihood.items():
+        if value.shape[1] == num_data:
+            pointwise[name] = selected.by_chain(value)
+    return pointwise
+
+
 def _observations(
     posterior: Posterior, sites: Group, data: tuple[Tensor, ...], names: list[str]
 ) -> Group:
@@ -264,11 +270,11 @@ def _prior_groups(
     if num < 1:
         return {}
 
-    def draw_prior(_: Mapping[str, Tensor]) -> Group:
+    def draw_prior() -> Group:
         return values_of(record(posterior.model, {}, inputs).latent)
 
     with posterior.source.isolated(seed):
-        drawn = for_each_draw(draw_prior, {"": torch.empty(num)}, DRAWS_PER_CHUNK)
+        drawn = draw_repeatedly(draw_prior, num, DRAWS_PER_CHUNK)
         predictions = {name: drawn.pop(name)[None] for name in names}
         values = drawn | posterior.source.weights_of(drawn)
     prior = map_tensors(lambda value: value[None], values)

@@ -23,7 +23,7 @@ class Simulation:
         ranks: for each scalar quantity, such as ``"weight[0,3]"`` or ``"f(x)[2]"``, its rank in
             each simulation, from 0 to ``draws``, (simulations,).
         draws: the number L of draws among which a true value is ranked.
-        correlation: the mean correlation of neighbouring draws, 0 for independent ones. Where it
+        correlation: the mean correlation of neighboring draws, 0 for independent ones. Where it
             is large, the ranks of a correct inference are not uniform either: thin more.
     """
 
@@ -88,7 +88,7 @@ class Simulation:
             test: ``"uniform"`` or ``"symmetric"``.
 
         Raises:
-            ValueError: if ``test`` is none of these.
+            ValueError: if ``test`` is neither.
         """
         if test not in ("uniform", "symmetric"):
             raise ValueError(f"failures: expected the test 'uniform' or 'symmetric', got {test!r}")
@@ -105,7 +105,7 @@ class Simulation:
         r"""Return a simultaneous band around the ECDF of uniform ranks.
 
         Its half-width is :math:`h(z) = c \sqrt{z(1 - z) / n}` with n the number of simulations.
-        The factor c, found by simulation, is such that the ECDF of uniform ranks is inside the
+        The factor c, computed by simulation, is such that the ECDF of uniform ranks is inside the
         band at all z with probability ``level``.
 
         Args:
@@ -116,16 +116,16 @@ class Simulation:
             The points z = r / (L + 1) and the half-widths h(z), both (L + 2,).
         """
         num, points = self.num_simulations, self.draws + 1
-        at = torch.arange(points + 1, dtype=torch.float64) / points
-        width = (at * (1 - at) / num).sqrt()
+        position = torch.arange(points + 1, dtype=torch.float64) / points
+        width = (position * (1 - position) / num).sqrt()
         generator = torch.Generator().manual_seed(0)
         ranks = torch.randint(points, (repetitions, num), generator=generator)
         counts = torch.zeros(repetitions, points, dtype=torch.float64)
         counts.scatter_add_(1, ranks, torch.ones(repetitions, num, dtype=torch.float64))
         ecdfs = counts.cumsum(1)[:, :-1] / num
-        gaps = (ecdfs - at[1:-1]).abs() / width[1:-1]
+        gaps = (ecdfs - position[1:-1]).abs() / width[1:-1]
         factor = float(gaps.amax(1).quantile(level))
-        return at, factor * width
+        return position, factor * width
 
     def __str__(self) -> str:
         symmetric = self.asymmetry
@@ -142,7 +142,7 @@ class Simulation:
         ]
         if self.correlation > 0.1:
             lines.append(
-                f"neighbouring draws correlate by {self.correlation:.2f}: "
+                f"neighboring draws correlate by {self.correlation:.2f}: "
                 "thin more before relying on this"
             )
         return "\n".join(lines)
@@ -163,7 +163,7 @@ def _p_value_of_symmetry(ranks: Tensor, draws: int) -> float:
     """Return the p-value of Wilcoxon's test that ranks are symmetric around half the draws."""
     from scipy.stats import wilcoxon
 
-    centred = (ranks.double() - draws / 2).numpy()
-    if not centred.any():
+    centered = (ranks.double() - draws / 2).numpy()
+    if not centered.any():
         return 1.0
-    return float(wilcoxon(centred, zero_method="zsplit").pvalue)
+    return float(wilcoxon(centered, zero_method="zsplit").pvalue)

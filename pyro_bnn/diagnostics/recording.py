@@ -105,5 +105,5 @@ def record(
 
 
 def _draw(site: Site) -> Tensor:
-    # not rsample, which torch.vmap cannot vectorise for a Normal
+    # not rsample, which torch.vmap cannot vectorize for a Normal
     return site["fn"].sample()

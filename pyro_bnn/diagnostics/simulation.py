@@ -106,7 +106,7 @@ def simulate(
         names = list(simulated.latent) if site_names is None else site_names
         for quantity in _quantities(posterior, simulated, data, names, functions_at, draws):
             ranks.setdefault(quantity.name, []).append(_rank(quantity, generator))
-            correlations.append(_neighbour_correlation(quantity.draws))
+            correlations.append(_neighbor_correlation(quantity.draws))
     correlation = float(torch.cat(correlations).nanmean())
     return Simulation(_by_element(ranks), draws, correlation)
 
@@ -201,12 +201,12 @@ def _likelihood(
     drawn: dict[str, Tensor],
     data: tuple[Tensor, Tensor],
 ) -> _Quantity:
-    """Return the log-likelihood of the data as a quantity."""
-    both = {}
+    """Return the log-likelihood of the data under the draws and under the true values."""
+    stacked = {}
     for name, value in truth.items():
         if name in drawn:
-            both[name] = torch.cat([drawn[name], value[None].to(drawn[name])])
-    log_likelihood = log_densities(posterior, both, data).all_terms().sum(1)
+            stacked[name] = torch.cat([drawn[name], value[None].to(drawn[name])])
+    log_likelihood = log_densities(posterior, stacked, data).all_terms().sum(1)
     return _Quantity(LIKELIHOOD, log_likelihood[-1], log_likelihood[:-1])
 
 
@@ -225,14 +225,14 @@ def _rank(quantity: _Quantity, generator: torch.Generator) -> Tensor:
     return (below + (uniform * (equal + 1)).long()).cpu()
 
 
-def _neighbour_correlation(draws: Tensor) -> Tensor:
-    """Return the correlation of neighbouring draws of each element.
+def _neighbor_correlation(draws: Tensor) -> Tensor:
+    """Return the correlation of neighboring draws of each element.
 
     It is unbiased for independent draws, to order 1/L.
     """
     values = draws.double().reshape(len(draws), -1)
-    centred = values - values.mean(0)
-    return (centred[1:] * centred[:-1]).sum(0) / centred.square().sum(0) + 1 / len(draws)
+    centered = values - values.mean(0)
+    return (centered[1:] * centered[:-1]).sum(0) / centered.square().sum(0) + 1 / len(draws)
 
 
 def _by_element(ranks: dict[str, list[Tensor]]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pyro_bnn.compression.latency import Latency, readable
 
 from .style import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     RED,
     color_limit,
@@ -50,7 +50,7 @@ def plot_pruning_histograms(
 ) -> Figure:
     """Plot the histogram of the pruning measure of each weight tensor, with its threshold.
 
-    Blue: kept, below the threshold. Grey: pruned. Counts are on a logarithmic axis, because few
+    Blue: kept, below the threshold. Gray: pruned. Counts are on a logarithmic axis, because few
     weights are kept.
 
     Args:
@@ -155,7 +155,7 @@ def plot_receptive_fields(
     """Plot the weights of the remaining units of a first layer as images.
 
     Left, for a dense layer: how many units use each pixel. Right: the weights of each unit as an
-    image, those of the largest norm first; blue below zero, red above, grey outside of the images.
+    image, those of the largest norm first; blue below zero, red above, gray outside of the images.
     Filters of a convolution are drawn as they are, summed over their input channels.
 
     Args:
@@ -301,7 +301,7 @@ def plot_acceleration(
 
 def _acceleration_bars(before: int, after: int, latencies: Sequence[Latency]) -> list[_Bar]:
     note = f"{before:,} → {after:,}"
-    bars = [_Bar("multiply-accumulates", before / max(after, 1), note, GREY)]
+    bars = [_Bar("multiply-accumulates", before / max(after, 1), note, GRAY)]
     for row in latencies:
         color = BLUE if row.runtime == "torch" else ORANGE
         name = f"{row.runtime}, batch {row.batch:,}"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     RED,
@@ -122,7 +122,7 @@ def _draw_spreads(axes: Axes, curve: Curve, reference: Curve) -> None:
     """Draw the sd of f at each test point against that under the reference."""
     expected, stddev = reference.stddev.flatten().cpu(), curve.stddev.flatten().cpu()
     largest = max(float(expected.max()), float(stddev.max()))
-    axes.plot([0, largest], [0, largest], color=GREY, linewidth=1)
+    axes.plot([0, largest], [0, largest], color=GRAY, linewidth=1)
     axes.plot(expected, stddev, ".", color=BLUE, markersize=3, alpha=0.5)
     axes.set_xlabel("sd of f(x), reference")
 
@@ -156,7 +156,7 @@ def _ratios(comparison: Comparison) -> dict[str, Tensor]:
 
 
 def _finish_ratios(axes: Axes, comparison: Comparison) -> None:
-    axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
+    axes.axhline(1.0, color=GRAY, linestyle="--", linewidth=1)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("sd of f(x) over\nthe reference's")
     axes.legend(frameon=False, fontsize=8, ncols=len(comparison.curves))
@@ -182,8 +182,8 @@ def plot_simulation(simulation: Simulation, most: int = 12) -> Figure:
     for axes in grid.flat[len(worst) :]:
         axes.set_axis_off()
     for axes, (name, p_value) in zip(grid.flat, worst, strict=False):
-        axes.fill_between(position, -half_width, half_width, color=GREY, alpha=0.25, linewidth=0)
-        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.fill_between(position, -half_width, half_width, color=GRAY, alpha=0.25, linewidth=0)
+        axes.axhline(0, color=GRAY, linewidth=0.8)
         color = BLUE if p_value >= 0.05 else ORANGE
         axes.step(position, simulation.ecdf(name) - position, color=color, where="post")
         set_title(axes, f"{name}\np = {p_value:.2g}")

@@ -13,7 +13,7 @@ from pyro_bnn.compression import Pruned
 from pyro_bnn.posterior import Posterior, Prediction
 
 from .panels import draw_digit
-from .style import BLUE, GREY, ORANGE, new_figure, open_axes, set_title
+from .style import BLUE, GRAY, ORANGE, new_figure, open_axes, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def plot_loss_terms(history: Mapping[str, Sequence[float]]) -> Figure:
     above.set_ylabel("nats per example")
     above.legend(frameon=False)
     # "pre" steps: the weight at an epoch's end is the one that was used in it
-    below.step(epochs, history["kl_weight"], color=GREY)
+    below.step(epochs, history["kl_weight"], color=GRAY)
     below.set_ylim(-0.08, 1.08)
     below.set_ylabel("KL weight")
     below.set_xlabel("epoch")
@@ -194,7 +194,7 @@ def plot_regression_bands(
     axes.plot(position, mean, color=BLUE, label="predictive mean")
     if truth is not None:
         values = truth.detach().flatten()[order].cpu()
-        axes.plot(position, values, color=GREY, linestyle="--", label="true function")
+        axes.plot(position, values, color=GRAY, linestyle="--", label="true function")
     if data is not None:
         inputs, targets = data
         axes.plot(

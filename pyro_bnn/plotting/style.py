@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
+    "GRAY",
     "GREEN",
-    "GREY",
-    "LIGHT_GREY",
+    "LIGHT_GRAY",
     "ORANGE",
     "PURPLE",
     "RED",
@@ -28,10 +28,10 @@ __all__ = [
     "signed_colormap",
 ]
 
-# The colors of Okabe & Ito, which color-blind readers can tell apart, as can readers of grey prints
+# The colors of Okabe & Ito, which color-blind readers can tell apart, as can readers of gray prints
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY_BLUE = "#CC79A7", "#56B4E9"
-GREY, LIGHT_GREY = "#8A8A8A", "#C8C8C8"
+GRAY, LIGHT_GRAY = "#8A8A8A", "#C8C8C8"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -50,11 +50,11 @@ def open_axes(axes: Axes) -> None:
 
 
 def hide_ticks(axes: Axes) -> None:
-    """Remove the ticks and draw a thin grey frame."""
+    """Remove the ticks and draw a thin gray frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set_color(LIGHT_GREY)
+        spine.set_color(LIGHT_GRAY)
 
 
 def set_title(axes: Axes, text: str) -> None:

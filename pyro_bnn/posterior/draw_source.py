@@ -21,26 +21,26 @@ from pyro_bnn.variational.parameters import LocalParamStore
 
 from .components import Components, components_of
 from .stored_draws import StoredDraws
-from .vectorized import for_each_draw, vectorized_draws
+from .vectorized import draw_repeatedly, for_each_draw, vectorized_draws
 
 __all__ = ["DrawSource"]
 
-# Numbers in flight for the draws of a chunk: large enough for efficient matrix products, small
-# compared with any data set.
+# The number of values that the draws of a chunk hold at once: large enough for efficient matrix
+# products, small compared with any data set.
 CHUNK = 2_000_000
 MAX_DRAWS_PER_CHUNK = 1024
 
 
 class DrawSource:
-    """A model with its guide, or with stored draws, run apart from the rest of the session.
+    """A model with its guide or with stored draws, run in isolation from the rest of the session.
 
-    It puts the model and the guide into evaluation mode.
+    Model and guide are put into evaluation mode.
 
     Attributes:
         model: the model.
         guide: the guide, or ``None`` where draws are stored.
         stored: the draws of a sampler, or ``None`` for a guide.
-        statements: the parameters that programs without a module of their own declare.
+        statements: the values of ``pyro.param`` statements in programs that are not modules.
         example: the arguments that the guide is called with.
     """
 
@@ -102,7 +102,7 @@ class DrawSource:
     # --- draws of the sites -----------------------------------------------------------------------
 
     def choose(self, num: int) -> Tensor:
-        """Return indices for :meth:`take`; of stored draws a random choice."""
+        """Return ``num`` indices for :meth:`take`, those of stored draws at random."""
         if self.stored is None:
             return torch.arange(num)
         return self.stored.choose(num)
@@ -116,7 +116,7 @@ class DrawSource:
     def draw_guide(self, num: int) -> dict[str, Tensor]:
         """Return independent draws from the guide, (num, ...) for every latent site."""
         with vectorized_draws():
-            return for_each_draw(lambda _: self._draw_guide_once(), {"": torch.empty(num)})
+            return draw_repeatedly(self._draw_guide_once, num)
 
     def _draw_guide_once(self) -> dict[str, Tensor]:
         values = {}

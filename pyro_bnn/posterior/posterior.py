@@ -47,7 +47,7 @@ class Posterior:
     Attributes:
         model: the model, in evaluation mode.
         guide: the guide, or ``None`` for draws.
-        source: runs both apart from the rest of the session; diagnostics are built on it.
+        source: runs model and guide in isolation from the rest of the session.
         statistics: numbers that the sampler noted with each draw, (chain, draw): ``lp`` (the
             log-density in nats), ``acceptance_rate``, ``diverging``, ``step_size`` and others;
             empty for a guide.
@@ -196,7 +196,7 @@ class Posterior:
         """Return this posterior as a prior for the next task.
 
         The prior of every weight is a Gaussian of the same mean and variance. That is exact for a
-        factorised Gaussian posterior; of scale mixtures and draws the two moments are retained.
+        factorized Gaussian posterior; of scale mixtures and draws the two moments are retained.
 
         Raises:
             ValueError: if a weight has no variance, as in a point estimate.
@@ -281,17 +281,21 @@ class Posterior:
             ValueError: if ``draws`` is below one or above the number of available draws.
         """
         stored = self.source.stored
-        chains, available = 1, draws or GUIDE_DRAWS
-        if stored is not None:
-            chains, available = stored.chains, stored.per_chain
-        num = available if draws is None else draws
-        if not 1 <= num <= available:
-            raise ValueError(f"functions: expected draws from 1 to {available}, got {num}")
-        index = torch.arange(num)
-        if stored is not None:
+        if stored is None:
+            chains = 1
+            num = GUIDE_DRAWS if draws is None else draws
+            if num < 1:
+                raise ValueError(f"functions: expected at least one draw, got {num}")
+            index = torch.arange(num)
+        else:
+            chains = stored.chains
+            num = stored.per_chain if draws is None else draws
+            if not 1 <= num <= stored.per_chain:
+                raise ValueError(
+                    f"functions: expected draws from 1 to {stored.per_chain}, got {num}"
+                )
             index = stored.last(num)
-        chunks = list(self.source.predict_in_chunks(x, index, seed))
-        pooled = concatenate(chunks)
+        pooled = concatenate(list(self.source.predict_in_chunks(x, index, seed)))
         return map_tensors(lambda value: torch.unflatten(value, 0, (chains, num)), pooled)
 
     # --- disk -------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tensors and facts, ``path.json`` and a safetensors file beside it.
 
-        The program itself is not saved: :meth:`load` takes it again.
+        The programs are not saved; pass them to :meth:`load` again.
 
         Raises:
             CheckpointError: if the disk is full or cannot be written to.
@@ -318,7 +322,7 @@ class Posterior:
         """Return the posterior that was saved.
 
         Args:
-            path: as given to :meth:`save`.
+            path: as passed to :meth:`save`.
             model: the model, built as before; it is copied.
             guide: the guide, built as before (not for draws); it is copied.
 
@@ -326,12 +330,11 @@ class Posterior:
             CheckpointError: if a file is missing or damaged, or belongs to another model or guide.
         """
         saved = read_posterior(path, has_guide=guide is not None)
+        stored = None
         if saved.draws:
-            guide = None
+            guide, stored = None, StoredDraws(saved.draws)
         model, guide = deepcopy_together(model, guide)
-        source = DrawSource(model, guide, example=saved.example)
-        if saved.draws:
-            source.stored = StoredDraws(saved.draws)
+        source = DrawSource(model, guide, stored, example=saved.example)
         if guide is not None:
             # a first call, in which functions declare parameters and stock autoguides are built
             with source.isolated(0):

@@ -1,4 +1,4 @@
-"""Quantiles of a distribution that is known by its distribution function."""
+"""Quantiles of a distribution from its distribution function, by a search on grids."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def quantiles(
     probabilities: Sequence[float],
     points: int = 40,
 ) -> Tensor:
-    r"""Return quantiles of n distributions, found on successively finer grids.
+    r"""Return quantiles of n distributions, searched on successively finer grids.
 
     By Cantelli's inequality the p-quantile of a distribution of mean :math:`\mu` and standard
     deviation :math:`\sigma` lies between :math:`\mu - \sigma\sqrt{(1-p)/p}` and
     :math:`\mu + \sigma\sqrt{p/(1-p)}`. A grid divides this bracket, and the bracket shrinks to the
-    two neighbouring grid points between which the distribution function reaches p. After three
+    two neighboring grid points between which the distribution function reaches p. After three
     such steps the distribution function is interpolated linearly.
 
     Args:
@@ -57,8 +57,8 @@ def quantiles(
         above = (reached < levels).sum(0, keepdim=True).clamp(1, points - 1)
         low, high = _take(grid, above - 1), _take(grid, above)
     reached_low, reached_high = _take(reached, above - 1), _take(reached, above)
-    share = (levels - reached_low) / (reached_high - reached_low).clamp_min(1e-300)
-    return low + share.clamp(0, 1) * (high - low)
+    fraction = (levels - reached_low) / (reached_high - reached_low).clamp_min(1e-300)
+    return low + fraction.clamp(0, 1) * (high - low)
 
 
 def _take(grid: Tensor, index: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def weight_moments(
     Args:
         sites: the distribution of each site. ``NAME.unit`` and the scales of ``NAME`` make the
             weight ``NAME``; every other site is a weight itself.
-        slabs: the slab width of each regularised horseshoe weight.
+        slabs: the slab width of each regularized horseshoe weight.
     """
     slabs = slabs or {}
     mixtures = [name.removesuffix(UNIT) for name in sites if name.endswith(UNIT)]

@@ -46,7 +46,7 @@ def named_tensors(
         draws: as in :class:`SavedPosterior`.
         statistics: likewise.
         example: likewise.
-        programs: by name. Programs that are modules have a state; of functions nothing is saved.
+        programs: by name. The state of modules is saved; functions have none.
     """
     arguments = {str(index): argument for index, argument in enumerate(example)}
     groups = {"draws": draws, "statistics": statistics, "example": arguments}
@@ -68,8 +68,8 @@ def read_posterior(path: str | os.PathLike[str], has_guide: bool) -> SavedPoster
         has_guide: whether the caller has a guide to load a variational posterior into.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, holds something else than a posterior, or
-            holds a variational posterior and there is no guide.
+        CheckpointError: if a file is missing or damaged, holds something other than a posterior, or
+            holds a variational posterior and the caller has no guide.
     """
     tensors, facts = load_tensors(path)
     kind = facts.get("kind")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pyro_bnn.runtime.tensor_dicts import map_tensors
 
-__all__ = ["StoredDraws"]
+__all__ = ["StoredDraws", "require_rectangular"]
 
 
 @dataclass(frozen=True)
 class StoredDraws:
     """Draws of every latent site, (chain, draw, ...).
 
-    An index counts the draws of all chains, laid end to end.
+    An index counts the draws of the first chain, then those of the second, and so on.
     """
 
     sites: dict[str, Tensor]

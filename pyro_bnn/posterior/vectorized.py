@@ -1,4 +1,4 @@
-"""Many draws at once with :func:`torch.vmap`, or one by one where a program cannot be vectorised.
+"""Many draws at once with :func:`torch.vmap`, or one by one where a program cannot be vectorized.
 
 torch draws standard normal numbers by filling a tensor in place, which ``vmap`` refuses because it
 did not create the tensor. Under :func:`vectorized_draws`, Gaussian sites and transformations of
@@ -25,7 +25,7 @@ from pyro_bnn.runtime.handlers import FixedSites
 from pyro_bnn.runtime.program import Site, shape_of
 from pyro_bnn.runtime.tensor_dicts import stack
 
-__all__ = ["for_each_draw", "vectorized_draws"]
+__all__ = ["draw_gaussian", "draw_repeatedly", "for_each_draw", "vectorized_draws"]
 
 Gaussian = Normal | MultivariateNormal | LowRankMultivariateNormal
 
@@ -38,10 +38,10 @@ def for_each_draw(
     """Return the results of a function for every draw, stacked along a new first axis.
 
     Args:
-        function: takes the sites of one draw. A function that ``vmap`` cannot vectorise is called
+        function: takes the sites of one draw. A function that ``vmap`` cannot vectorize is called
             once per draw.
         draws: the draws of every site, (draw, ...).
-        chunk_size: the number of draws that are vectorised at once; all of them by default.
+        chunk_size: the number of draws that are vectorized at once; all of them by default.
     """
     try:
         return torch.vmap(function, randomness="different", chunk_size=chunk_size)(dict(draws))
@@ -52,10 +52,24 @@ def for_each_draw(
         return stack(results)
 
 
-def vectorized_draws() -> FixedSites:
-    """Return the context in which latent Gaussian sites are drawn as ``vmap`` can draw them.
+def draw_repeatedly(
+    draw: Callable[[], dict[str, Tensor]], num: int, chunk_size: int | None = None
+) -> dict[str, Tensor]:
+    """Return the results of ``num`` calls of a function that draws, stacked along a new first axis.
 
-    Point masses and transformed Gaussians are drawn so too; every other site draws as usual.
+    Args:
+        draw: draws once, with other random numbers at each call.
+        num: the number of draws.
+        chunk_size: as for :func:`for_each_draw`.
+    """
+    indices = {"index": torch.arange(num)}
+    return for_each_draw(lambda _: draw(), indices, chunk_size)
+
+
+def vectorized_draws() -> FixedSites:
+    """Return a context in which ``vmap`` can draw latent Gaussian sites.
+
+    The same holds for transformed Gaussians and point masses; every other site draws as usual.
     """
     return FixedSites({}, otherwise=_draw_site)
 
@@ -93,8 +107,8 @@ def _shift_and_scale_noise(gaussian: Gaussian) -> Tensor:
         return loc + (gaussian._unbroadcasted_scale_tril @ noise[..., None]).squeeze(-1)
     # w = loc + F a + sqrt(d) b with standard normal a (rank,) and b (size,)
     factor = gaussian._unbroadcasted_cov_factor
-    few = torch.randn(
+    factor_noise = torch.randn(
         *gaussian.batch_shape, factor.shape[-1], 1, dtype=loc.dtype, device=loc.device
     )
-    spread = gaussian._unbroadcasted_cov_diag.sqrt() * noise
-    return loc + (factor @ few).squeeze(-1) + spread
+    diagonal_noise = gaussian._unbroadcasted_cov_diag.sqrt() * noise
+    return loc + (factor @ factor_noise).squeeze(-1) + diagonal_noise

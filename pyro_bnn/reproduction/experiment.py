@@ -180,14 +180,14 @@ class Experiment:
         levels: int | Mapping[str, int] | None = None,
         half_rate: bool = False,
     ) -> Pruned:
-        """Return the network fine-tuned towards the soft labels, or read it if that is finished.
+        """Return the network fine-tuned toward the soft labels, or read it if that is finished.
 
         Args:
             name: of the file.
             pruned: the network before fine-tuning.
             distillation: as :meth:`distillation_data` returns it.
             epochs: over the images.
-            levels: quantise each parameter to this number of distinct values (or to a number by
+            levels: quantize each parameter to this number of distinct values (or to a number by
                 name pattern) and fine-tune the values.
             half_rate: use batches of 100 and a learning rate of 1e-3 instead of 200 and 2e-3, for
                 networks of few numbers.

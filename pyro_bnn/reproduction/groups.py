@@ -1,6 +1,6 @@
 """Recipes with priors over groups: units and filters are pruned as a whole.
 
-A network pruned to a given size is fine-tuned towards the predictions of a network trained with
+A network pruned to a given size is fine-tuned toward the predictions of a network trained with
 dropout, from which the posterior also started: labels give the class alone, a teacher also gives
 its certainty.
 """

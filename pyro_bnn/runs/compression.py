@@ -1,4 +1,4 @@
-"""Compress a finished run: prune, quantise, fine-tune, write, decode, measure and draw.
+"""Compress a finished run: prune, quantize, fine-tune, write, decode, measure and draw.
 
 This is ``pyro-bnn compress RUN``. The steps are those that a program would take with
 :mod:`pyro_bnn.compression`; nothing here depends on a prior, a guide or a network.
@@ -151,7 +151,7 @@ def compress(
     report_line("pruning ...")
     thresholds = _choose_thresholds(run, options, report_line)
     pruned = compression.prune(run.posterior, thresholds.weights, thresholds.groups)
-    report_line(f"quantising {sum(row.kept for row in pruned.report):,} weights ...")
+    report_line(f"quantizing {sum(row.kept for row in pruned.report):,} weights ...")
     quantized = quantize(pruned, options.levels, bits_weight=options.bits_weight)
     final = quantized
     if options.fine_tune_epochs:
@@ -164,7 +164,7 @@ def compress(
     networks = {
         "posterior mean": run.posterior.mean_network(),
         "pruned": pruned.module,
-        "quantised": quantized.module,
+        "quantized": quantized.module,
     }
     if options.fine_tune_epochs:
         networks["fine-tuned"] = final.module

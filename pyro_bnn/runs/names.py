@@ -60,7 +60,7 @@ class ModelName(Name):
     VGG = (
         "vgg",
         "Thirteen convolutions of 3 x 3 in five blocks, each followed by pooling of 2, and two "
-        "dense layers; batch normalisation and a ReLU after every layer but the last. "
+        "dense layers; batch normalization and a ReLU after every layer but the last. "
         "14,977,728 weights for CIFAR-10",
     )
     MLP = ("mlp", "Dense layers with ReLU for classes, of the widths --hidden (default 100)")
@@ -86,7 +86,7 @@ class PriorName(Name):
     ARD = (
         "ard",
         "Gaussian weights with one precision each, fitted to the data, "
-        "p(w_i) = N(w_i; 0, 1/τ_i) with τ maximising the ELBO",
+        "p(w_i) = N(w_i; 0, 1/τ_i) with τ maximizing the ELBO",
     )
     GROUP_ARD = ("group-ard", "As ard, with one precision per group")
     NORMAL = ("normal", "Gaussian weights, p(w) = N(w; 0, s²)")
@@ -106,7 +106,7 @@ class PriorName(Name):
     INFORMATION_BOTTLENECK = (
         "information-bottleneck",
         "Units that carry no more information than the labels need, "
-        "w = θ z, p(z) = N(0, 1/τ) with τ maximising the ELBO",
+        "w = θ z, p(z) = N(0, 1/τ) with τ maximizing the ELBO",
     )
     GAUSSIAN_MIXTURE = (
         "gaussian-mixture",
@@ -120,7 +120,7 @@ class PriorName(Name):
     LEARNED_NORMAL = (
         "learned-normal",
         "Gaussian weights whose scale is fitted to the data, "
-        "p(w) = N(w; 0, σ²) with σ maximising the ELBO",
+        "p(w) = N(w; 0, σ²) with σ maximizing the ELBO",
     )
 
     @classmethod
@@ -134,7 +134,7 @@ class GuideName(Name):
 
     MEAN_FIELD = (
         "mean-field",
-        "The fully factorised posterior: a Gaussian for every real site, a log-normal for every "
+        "The fully factorized posterior: a Gaussian for every real site, a log-normal for every "
         "positive one",
     )
     SPARSE_VD = (

@@ -69,7 +69,7 @@ def test_the_report_has_sizes_errors_latencies_and_thresholds(compressed):
     assert report["file_bytes"] == size
     assert report["rates"][RATE] == pytest.approx(4 * 50_200 / size)
     assert list(report["errors"]) == [
-        *("posterior mean", "pruned", "quantised", "fine-tuned", "decoded from network.pbnn")
+        *("posterior mean", "pruned", "quantized", "fine-tuned", "decoded from network.pbnn")
     ]
     for name, error in report["errors"].items():
         assert f"{error:.2%}" in result.stdout

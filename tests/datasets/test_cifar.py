@@ -10,16 +10,16 @@ from pyro_bnn import DataError
 from pyro_bnn.datasets import cifar, cifar10, cifar10_jpeg
 
 
-def jpeg(colour):
+def jpeg(color):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.new("RGB", (32, 32), colour).save(file, "JPEG", quality=95)
+    Image.new("RGB", (32, 32), color).save(file, "JPEG", quality=95)
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def write_jpegs(path, change=None):
-    files = [jpeg(colour) for colour in ((200, 0, 100), (0, 200, 100), (100, 100, 100))]
+    files = [jpeg(color) for color in ((200, 0, 100), (0, 200, 100), (100, 100, 100))]
     arrays = {}
     for part, jpegs in (("train", files), ("test", files[:1])):
         arrays |= {

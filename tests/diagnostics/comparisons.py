@@ -11,7 +11,7 @@ from tests.diagnostics.regression import exact
 AT = torch.linspace(-3, 3, 15, dtype=torch.float64)[:, None]
 TRUE = 0.7 * AT[:, 0] - 0.2
 
-exact_draws = partial(exact, num=500, centred=True)
+exact_draws = partial(exact, num=500, centered=True)
 
 
 def classifier(n=12):

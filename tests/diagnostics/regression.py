@@ -24,17 +24,17 @@ def conjugate(x=X, y=Y):
     return covariance @ design.T @ y / NOISE**2, covariance
 
 
-def exact(chains=4, num=250, scale=1.0, seed=0, centred=False, shift=0.0, model=None, **more):
+def exact(chains=4, num=250, scale=1.0, seed=0, centered=False, shift=0.0, model=None, **more):
     """Return draws from the exact posterior, or from a scaled or shifted one.
 
     Args:
-        centred: whether the noise of all draws together has mean zero.
+        centered: whether the noise of all draws together has mean zero.
         shift: is added to the bias.
     """
     mean, covariance = conjugate()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(chains, num, 2, dtype=X.dtype, generator=generator)
-    if centred:
+    if centered:
         noise = noise - noise.mean((0, 1))
     draws = mean + scale * noise @ torch.linalg.cholesky(covariance).T
     sites = {"weight": draws[..., :1], "bias": draws[..., 1] + shift}

@@ -23,7 +23,7 @@ def test_wasserstein_is_the_area_between_distribution_functions(sizes):
     values = torch.cat([a, b]).sort(0).values
     gaps = [
         ((part.T[:, None, :] <= values.T[:, :-1, None]).double().mean(-1)).T for part in (a, b)
-    ]  # distribution functions between neighbours
+    ]  # distribution functions between neighbors
     expected = ((gaps[0] - gaps[1]).abs() * values.diff(dim=0)).sum(0)
     assert torch.allclose(wasserstein_1(a, b), expected, rtol=1e-9)
 

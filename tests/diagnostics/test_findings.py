@@ -45,7 +45,7 @@ def test_distances_of_scaled_and_shifted_posteriors_are_known():
 
 
 def test_predictive_densities_have_their_closed_forms():
-    """Test log-likelihood and total variation of Gaussians; 2000 centred draws, within 0.02."""
+    """Test log-likelihood and total variation of Gaussians; 2000 centered draws, within 0.02."""
     mean, covariance = conjugate()
     design = torch.cat([AT, torch.ones_like(AT)], 1)
     spread = ((design @ covariance) * design).sum(1)

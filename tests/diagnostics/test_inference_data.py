@@ -99,7 +99,7 @@ def test_predictions_have_the_moments_of_the_closed_form():
         assert ((values.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / 1000)).all()
 
 
-def test_a_program_that_cannot_be_vectorised_is_run_draw_by_draw():
+def test_a_program_that_cannot_be_vectorized_is_run_draw_by_draw():
     def model(x, y=None):
         weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
         mean = x * weight if float(weight) > 0 else x * 2 * weight

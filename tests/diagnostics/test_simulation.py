@@ -25,7 +25,7 @@ def conjugate(scale=1.0, shift=0.0, num=63, chains=1, thin=1):
     """Return an inference that gives exact draws, or draws of another width or place.
 
     Shifts are in posterior standard deviations. With ``thin`` above 1 the draws are an
-    autoregression with a correlation of 1 - 1 / thin between neighbours.
+    autoregression with a correlation of 1 - 1 / thin between neighbors.
     """
 
     def inference(model, data, seed):
@@ -77,7 +77,7 @@ def test_the_exact_posterior_passes_in_four_chains():
 
 
 def test_draws_are_taken_at_equal_distances():
-    """Neighbours in the chain correlate by 0.9, draws twenty apart by 0.12."""
+    """Neighbors in the chain correlate by 0.9, draws twenty apart by 0.12."""
     assert abs(run(conjugate(num=1260, thin=10), 12).correlation - 0.9**20) < 0.05
 
 

@@ -26,7 +26,7 @@ def posterior_of(model, scale=0.1):
 
 
 class Branch(nn.Module):
-    """A network with a branch on its numbers, which vmap cannot vectorise."""
+    """A network with a branch on its numbers, which vmap cannot vectorize."""
 
     def __init__(self):
         super().__init__()

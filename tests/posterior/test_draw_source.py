@@ -1,4 +1,4 @@
-"""Draws and predictions are the same, vectorised or one by one, in chunks or as a whole."""
+"""Draws and predictions are the same, vectorized or one by one, in chunks or as a whole."""
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +28,7 @@ def by_hand(posterior, x, draws):
 
 
 @pytest.mark.parametrize("make", [network, Branch])
-def test_vectorised_and_looped_predictions_have_the_same_distribution(make):
+def test_vectorized_and_looped_predictions_have_the_same_distribution(make):
     """Class probabilities of 600 draws on each side: 5 standard errors of the difference."""
     torch.manual_seed(2)
     model = BayesianNet(make(), priors.Normal(1.0), likelihoods.Categorical(), 20)
@@ -52,7 +52,7 @@ def test_stored_draws_are_used_exactly():
         )
 
 
-def test_a_guide_or_prior_that_cannot_be_vectorised_is_run_draw_by_draw():
+def test_a_guide_or_prior_that_cannot_be_vectorized_is_run_draw_by_draw():
     class Hesitant(nn.Module):
         def __init__(self):
             super().__init__()

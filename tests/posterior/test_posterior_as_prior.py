@@ -16,7 +16,7 @@ def exact(x, y, noise, mean, precision):
 
 
 class TwoTasks:
-    """Two regression tasks with orthogonal inputs, so that the exact posterior factorises."""
+    """Two regression tasks with orthogonal inputs, so that the exact posterior factorizes."""
 
     def __init__(self):
         torch.manual_seed(0)

@@ -40,7 +40,7 @@ def test_the_recipe_of_vgg_runs_at_a_sixteenth_of_the_width(tmp_path, monkeypatc
     assert [row.method for row in measured] == ["group normal-Jeffreys", "group horseshoe"]
     for row in measured:
         assert row.weights == sum(w.numel() for w in VGG(1 / 16).parameters() if w.dim() > 1)
-        # a dead filter stays where its constant, behind a batch normalisation, meets the zeros of
+        # a dead filter stays where its constant, behind a batch normalization, meets the zeros of
         # a padding
         assert len(row.architecture.split("-")) == 15
         assert 0 < row.nonzero <= row.dense < row.weights
