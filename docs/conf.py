@@ -53,7 +53,9 @@ nb_ipywidgets_js: dict[str, Any] = {}  # no page shows a widget, so no page load
 autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_preserve_defaults = True
+# a name is documented where it is defined, not where it is imported
+autodoc_default_options = {"members": True, "ignore-module-all": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -2,6 +2,7 @@
 
 Every ``NN_title.py`` is the source of ``NN_title.ipynb``. The pictures in the notebook are those
 that its cells drew on the last run, reduced to 128 colors. Pictures of more than 100 kB are refused.
+What is written to stderr, such as progress bars, is not stored.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def execute(source: Path) -> nbformat.NotebookNode:
         cell.id = f"cell-{number:03}"  # the same from run to run
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)  # the time of day
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = with_fewer_colors(output.data["image/png"])

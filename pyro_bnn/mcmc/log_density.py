@@ -189,7 +189,7 @@ class LogDensity:
         return unconstrained
 
     def constrain(self, positions: Tensor) -> dict[str, Tensor]:
-        """Return the values of the sites, each (..., *shape), at positions (..., D)."""
+        """Return the values of the sites, each ``(..., *shape)``, at positions (..., D)."""
         lead = positions.shape[:-1]
         values = {}
         for name, unconstrained in self.split(positions).items():
@@ -198,7 +198,10 @@ class LogDensity:
         return values
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the positions (..., D) at which the sites have these values, each (..., *shape).
+        """Return the positions (..., D) at which the sites have the given values.
+
+        Args:
+            values: The value of each site, ``(..., *shape)``.
 
         Raises:
             ValueError: A site has no value, or a value of another shape.
