@@ -70,7 +70,7 @@ class Gaussian(nn.Module):
 
     Args:
         scale: The standard deviation :math:`\sigma` of the noise, in the units of the data. A
-            positive number is known. ``None`` makes it a free parameter, learned by maximum
+            positive number is fixed. ``None`` makes it a free parameter, learned by maximum
             likelihood. A distribution over positive numbers is its prior; then it is inferred, at
             the site ``"noise"``.
 
@@ -106,10 +106,10 @@ class Gaussian(nn.Module):
     def forward(self, outputs: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:
         """Return the normal distribution around the outputs, batch shape (batch,)."""
         mean = _drop_last_axis(outputs)
-        scale = self._known_or_learned_scale() if noise is None else noise
+        scale = self._fixed_or_learned_scale() if noise is None else noise
         return _per_example(dist.Normal(mean, scale))
 
-    def _known_or_learned_scale(self) -> Tensor:
+    def _fixed_or_learned_scale(self) -> Tensor:
         if "scale" in self._buffers:
             return self.get_buffer("scale")
         return self.log_scale.exp()

@@ -59,8 +59,8 @@ class BayesianNet(PyroModule):
         ValueError: If a key of ``prior`` matches no parameter, if no weight gets a prior, if
             ``num_data`` or ``subsample_size`` is out of range, or, at the first call, if the
             network never reads an uncertain weight.
-        TypeError: If a prior is not a function of a name, a shape and a group axis; a
-            distribution is none.
+        TypeError: If a prior is not a function of a name, a shape and a group axis, but a
+            distribution, for example.
 
     Example:
         >>> from pyro_bnn import likelihoods, priors
@@ -97,12 +97,12 @@ class BayesianNet(PyroModule):
     def _make_uncertain(self, site: WeightSite) -> None:
         """Take a parameter out of the network, with a copy of its prior for it alone."""
         if isinstance(site.prior, nn.Module):
-            own_prior = copy.deepcopy(site.prior)
-            self.priors[_module_key(site.name)] = own_prior
-            site = dataclasses.replace(site, prior=own_prior)
+            prior = copy.deepcopy(site.prior)
+            self.priors[_module_key(site.name)] = prior
+            site = dataclasses.replace(site, prior=prior)
         self.sites.append(site)
         owner, attribute = owner_of(self.net, site.name)
-        # The value stays as a buffer: posterior means start there.
+        # The value stays as a buffer, because posterior means start at it.
         initial = getattr(owner, attribute).detach().clone()
         for alias in site.aliases:
             owner, attribute = owner_of(self.net, alias)
@@ -220,7 +220,7 @@ class BayesianNet(PyroModule):
         return site.prior(site.name, getattr(owner, attribute).shape, site.group_dim)
 
     def _draw_unknowns(self) -> dict[str, Tensor]:
-        """Draw what a likelihood with sites does not know, such as its noise scale."""
+        """Draw the unknowns of a likelihood with sites, such as its noise scale."""
         likelihood = self.likelihood
         if not hasattr(likelihood, "sites"):
             return {}
@@ -375,7 +375,7 @@ def _restore_order(net: nn.Module, names: list[str]) -> None:
 def _module_key(name: str) -> str:
     """Return a parameter name as a key of ``nn.ModuleDict``.
 
-    Such a key has no dots, and it is none of the attributes of ``nn.ModuleDict``.
+    Such a key has no dots and differs from every attribute of ``nn.ModuleDict``.
     """
     key = name.replace(".", "/")
     if key == "training" or hasattr(nn.ModuleDict, key):

@@ -1,4 +1,4 @@
-"""What a smaller network saves: multiply-accumulates counted, seconds measured.
+"""The savings of a smaller network: multiply-accumulates counted, seconds measured.
 
 The comparison of seconds is fair: both networks run on one thread, each in the memory layout that
 suits it best; they take turns, so that a machine that slows down slows both; and the median over
@@ -29,7 +29,7 @@ __all__ = ["Latency", "macs", "measure", "readable"]
 
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TOLERANCE = 1e-5
-_LEAST_SECONDS = 0.01  # short calls are repeated for so long in each round
+_LEAST_SECONDS = 0.01  # the time for which short calls are repeated in each round
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def measure(
     _require_equal_outputs(before(example[:64]), after(example[:64]))
     if onnx is None:
         onnx = onnx_is_available()
-    runtimes: dict[str, _Prepare] = {"torch": _as_it_is}
+    runtimes: dict[str, _Prepare] = {"torch": _uncompiled}
     if compiled:
         # frozen: weights are constants, laid out as the processor likes them
         options: dict[str, str | int | bool | Callable[..., Tensor]] = {"freezing": True}
@@ -169,7 +169,7 @@ def readable(seconds: float) -> str:
 
 
 class _Call(NamedTuple):
-    """What is timed: ``"before"`` or ``"after"``, and the memory layout."""
+    """A network to time, ``"before"`` or ``"after"``, and its memory layout."""
 
     network: str
     layout: str
@@ -179,7 +179,7 @@ _Prepare: TypeAlias = Callable[[nn.Module], Callable[..., Tensor]]
 _Run: TypeAlias = Callable[[], Tensor | Sequence[np.ndarray]]
 
 
-def _as_it_is(network: nn.Module) -> Callable[..., Tensor]:
+def _uncompiled(network: nn.Module) -> Callable[..., Tensor]:
     return network
 
 

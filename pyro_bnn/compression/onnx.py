@@ -78,7 +78,7 @@ def to_onnx(
         overwrite: Whether to replace an existing file.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ImportError: Onnx, onnxscript or onnxruntime is not installed.
         FileExistsError: The file exists and ``overwrite`` is ``False``.
         ValueError: An example is needed and missing.
         ExportError: ONNX cannot express the network, or its outputs differ.
@@ -119,7 +119,7 @@ def ensemble_to_onnx(
         overwrite: Whether to replace an existing file.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ImportError: Onnx, onnxscript or onnxruntime is not installed.
         FileExistsError: The file exists and ``overwrite`` is ``False``.
         ExportError: ONNX cannot express the network, or its outputs differ.
         TypeError: The model is a hand-written program, or has another likelihood.

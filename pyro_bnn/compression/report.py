@@ -15,6 +15,7 @@ from pyro_bnn.runtime.text_table import Cell, format_markdown_table, format_tabl
 from .latency import Latency, macs, readable
 from .pbnn.sizes import Sizes
 from .pruning.pruned_network import Pruned
+from .quantization.codebooks import layer_name
 from .quantization.precision import bits_per_layer
 from .rates import (
     csr_rate,
@@ -218,7 +219,7 @@ def _layers(pruned: Pruned, final: Pruned, example: Tensor, sizes: Sizes | None)
     macs_after = macs(final.module, example)
     layers = []
     for row in final.report:
-        layer_name = row.name.rpartition(".")[0]
+        name = layer_name(row.name)
         layer = Layer(
             name=row.name,
             shape=row.shape,
@@ -226,9 +227,9 @@ def _layers(pruned: Pruned, final: Pruned, example: Tensor, sizes: Sizes | None)
             kept=row.kept,
             values=_distinct_values(final.module, row.name),
             bits=bits.get(row.name),
-            bytes=layer_bytes.get(layer_name),
-            macs=macs_before.get(layer_name, 0),
-            new_macs=macs_after.get(layer_name, 0),
+            bytes=layer_bytes.get(name),
+            macs=macs_before.get(name, 0),
+            new_macs=macs_after.get(name, 0),
         )
         layers.append(layer)
     return layers
@@ -242,7 +243,7 @@ def _distinct_values(network: nn.Module, name: str) -> int:
 
 def _other_bytes(sizes: Sizes, layers: Sequence[Layer]) -> dict[str, float]:
     """Return the bytes of a file that belong to no weight tensor of the report, by name."""
-    listed = {layer.name.rpartition(".")[0] for layer in layers}
+    listed = {layer_name(layer.name) for layer in layers}
     other: dict[str, float] = {}
     for size in sizes.layers:
         if size.name.startswith("index"):

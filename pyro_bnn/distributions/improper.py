@@ -1,4 +1,4 @@
-"""What improper priors share: the error for what they do not have."""
+"""The error that improper priors raise for draws, moments and normalizing constants."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_bnn.distributions import normal_quadrature
-from pyro_bnn.priors.scale_mixtures import regularised
+from pyro_bnn.priors.scale_mixtures import regularized
 from pyro_bnn.variational.guide import Moments
 
 __all__ = ["weight_moments"]
@@ -125,7 +125,7 @@ def _bounded_scale_moments(
         variances.append((powers[name] * distribution.scale).square())
     loc, stddev = reduce(torch.add, locs), reduce(torch.add, variances).sqrt()
     node, weight = normal_quadrature(loc)
-    bounded = regularised((loc[..., None] + stddev[..., None] * node).exp(), slab)
+    bounded = regularized((loc[..., None] + stddev[..., None] * node).exp(), slab)
     return _RawMoments((bounded * weight).sum(-1), (bounded.square() * weight).sum(-1))
 
 

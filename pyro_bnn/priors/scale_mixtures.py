@@ -19,7 +19,7 @@ __all__ = [
     "InformationBottleneck",
     "NormalJeffreys",
     "TruncatedLogUniform",
-    "regularised",
+    "regularized",
 ]
 
 
@@ -191,7 +191,7 @@ class Horseshoe(nn.Module):
             for factor in (*z, *s):
                 weight = weight * factor
             return pyro.deterministic(name, weight)
-        scale = regularised(math.prod((*z[1:], *s), start=z[0]), self.slab)
+        scale = regularized(math.prod((*z[1:], *s), start=z[0]), self.slab)
         return pyro.deterministic(name, standard_normal(name, shape, scale) * scale)
 
     def _half_cauchy(self, name: str, scale: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -206,6 +206,6 @@ class Horseshoe(nn.Module):
         return a.sqrt(), b.sqrt()
 
 
-def regularised(scale: Tensor, slab: Tensor) -> Tensor:
+def regularized(scale: Tensor, slab: Tensor) -> Tensor:
     r"""Return a scale bounded by the slab, :math:`c\lambda / \sqrt{c^2 + \lambda^2}`."""
     return slab * scale * (slab.square() + scale.square()).rsqrt()

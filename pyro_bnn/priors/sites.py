@@ -1,4 +1,4 @@
-"""What a prior is, and the sample statements that priors are written with."""
+"""The protocol of priors, and the sample statements that priors are written with."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ __all__ = [
 
 _LARGEST = 1 << 31
 _LARGEST_FLOAT = 2**53
-_MOST_AXES, _MOST_IMAGE_AXES = 16, 3
+_MAX_AXES, _MAX_IMAGE_AXES = 16, 3
 _COMMON_FLOATS = (1.0, 0.01, 20.0, 1e-5, 1e-3, 0.1, 0.2, 0.0)
 T = TypeVar("T")
 
@@ -126,8 +126,8 @@ class ShapeCode:
     def code(self, coder: Coder, state: State, value: tuple[int, ...]) -> tuple[int, ...]:
         """Code the argument."""
         length = state.numbers.code(coder, len(value), "length")
-        if length > _MOST_AXES:
-            raise FormatError(f"expected a shape of at most {_MOST_AXES} axes, found {length}")
+        if length > _MAX_AXES:
+            raise FormatError(f"expected a shape of at most {_MAX_AXES} axes, found {length}")
         shape: list[int] = []
         last = 0
         for axis in range(length):
@@ -140,7 +140,7 @@ class ShapeCode:
 
     def fits(self, value: Argument) -> bool:
         """Return whether a value can be coded."""
-        if not isinstance(value, tuple | list) or len(value) > _MOST_AXES:
+        if not isinstance(value, tuple | list) or len(value) > _MAX_AXES:
             return False
         return all(IntegerCode().fits(size) for size in value)
 
@@ -155,9 +155,9 @@ class ImageShapeCode:
     ) -> tuple[int | None, ...]:
         """Code the argument."""
         length = state.numbers.code(coder, len(value), "length")
-        if length > _MOST_IMAGE_AXES:
+        if length > _MAX_IMAGE_AXES:
             raise FormatError(
-                f"expected the size of an image, at most {_MOST_IMAGE_AXES} axes, found {length}"
+                f"expected the size of an image, at most {_MAX_IMAGE_AXES} axes, found {length}"
             )
         if not value:
             value = (None,) * length
@@ -165,7 +165,7 @@ class ImageShapeCode:
 
     def fits(self, value: Argument) -> bool:
         """Return whether a value can be coded."""
-        if not isinstance(value, tuple | list) or len(value) > _MOST_IMAGE_AXES:
+        if not isinstance(value, tuple | list) or len(value) > _MAX_IMAGE_AXES:
             return False
         return all(OptionalIntegerCode().fits(size) for size in value)
 

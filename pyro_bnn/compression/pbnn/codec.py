@@ -1,4 +1,4 @@
-"""Compressed networks as ``.pbnn`` files: writing, reading, and what the bytes are for.
+"""Compressed networks as ``.pbnn`` files: writing, reading, and the sizes of their parts.
 
 A file holds a whole network in as few bytes as possible: graph, positions of the weights, values
 and biases go through one arithmetic coder with adaptive probabilities. The format is specified in
@@ -23,10 +23,10 @@ from pyro_bnn.runtime.tensor_files import write_atomically
 
 from .graph_codes import LAYERS
 from .network_codes import code_network
-from .network_sources import Blank, Given
-from .range_coder import FormatError, most_decisions
+from .network_sources import BlankSource, NetworkSource
+from .range_coder import FormatError, max_decisions
 from .sizes import LayerSize, Sizes
-from .streams import Reader, Writer, most_numbers
+from .streams import Reader, Writer, max_numbers
 
 __all__ = [
     "FormatError",
@@ -69,13 +69,13 @@ def encode(module: nn.Module) -> bytes:
     """
     writer = Writer()
     with torch.no_grad():
-        code_network(writer, Given(_graph(module)))
+        code_network(writer, NetworkSource(_graph(module)))
     content = writer.finish()
     length = len(content)
-    if writer.numbers > most_numbers(length) or writer.decisions > most_decisions(length):
+    if writer.num_numbers > max_numbers(length) or writer.num_decisions > max_decisions(length):
         raise ValueError(
-            f"encode: {writer.numbers:,} numbers would take only {length:,} bytes, and readers "
-            f"refuse more than {most_numbers(length):,} numbers and {most_decisions(length):,} "
+            f"encode: {writer.num_numbers:,} numbers would take only {length:,} bytes, and readers "
+            f"refuse more than {max_numbers(length):,} numbers and {max_decisions(length):,} "
             f"decisions in such a file; shrink the network first (compression.shrink)"
         )
     body = _MAGIC + bytes([_VERSION]) + content
@@ -98,7 +98,7 @@ def decode(data: bytes) -> fx.GraphModule:
 
 
 def describe(data: bytes) -> Sizes:
-    """Return what the bytes of a file are for.
+    """Return the size of a file, by layers and by the kind of content.
 
     Raises:
         FormatError: The bytes are damaged, or of another format or version.
@@ -109,13 +109,13 @@ def describe(data: bytes) -> Sizes:
         raise FormatError(f"describe: {error}") from error
     meter = content.reader.meter
     assert meter is not None
-    return meter.sizes(content.reader.numbers, len(data))
+    return meter.sizes(content.reader.layer_numbers, len(data))
 
 
 def save(
     pruned: nn.Module | HasModule, path: str | os.PathLike[str], overwrite: bool = False
 ) -> Sizes:
-    """Write a network to a file in one step, and return what its bytes are for.
+    """Write a network to a file in one step, and return the sizes of its parts.
 
     Every number of a module comes back bit for bit. In a pruned network a zero means that there
     is no weight, so minus zeros, which a mask makes of negative numbers, are written as zeros.
@@ -237,6 +237,6 @@ def _read(data: bytes, measure: bool) -> _Content:
             "expected a complete file, found a wrong checksum: it was changed, damaged or cut off"
         )
     reader = Reader(data[_HEADER:-_CHECKSUM], measure)
-    network = code_network(reader, Blank())
+    network = code_network(reader, BlankSource())
     reader.finish()
     return _Content(network, reader)

@@ -30,11 +30,11 @@ _FREQUENCY_BITS = 22
 _ONE_NAT = 256  # units of a stretched probability per nat
 _LIMIT = 8 * _ONE_NAT  # stretched probabilities lie between -_LIMIT and _LIMIT - 1
 _HALF = 1 << (_FREQUENCY_BITS - 1)
-_LEAST = 1 << (_FREQUENCY_BITS - 12)  # estimates move towards this or its complement
-_MOST = (1 << _FREQUENCY_BITS) - _LEAST
+_MIN_FREQUENCY = 1 << (_FREQUENCY_BITS - 12)  # estimates move towards this or its complement
+_MAX_FREQUENCY = (1 << _FREQUENCY_BITS) - _MIN_FREQUENCY
 _TABLE_SHIFT = _FREQUENCY_BITS - 12  # the stretch table has 2^12 entries
 _WEIGHT_ONE = 1 << 16
-_MOST_DIGITS = 72
+_MAX_DIGITS = 72
 
 
 @cache
@@ -82,7 +82,7 @@ class _Estimate:
 
     Attributes:
         frequency: In units of :math:`2^{-22}`.
-        count: Number of observations, with those that its first value counts for.
+        count: Number of observations, including those that its initial value counts for.
     """
 
     frequency: int
@@ -150,7 +150,7 @@ class Mixer:
         return bit
 
     def _estimates_of(self, contexts: Sequence[Hashable]) -> list[_Estimate]:
-        """Return the estimates of the contexts; new ones start as the first one stands."""
+        """Return the estimates of the contexts; new ones start at the frequency of the first."""
         estimates = self._estimates
         try:
             return [estimates[context] for context in contexts]
@@ -163,9 +163,9 @@ class Mixer:
 
     def _update(self, estimates: Sequence[_Estimate], bit: int) -> None:
         """Move the estimates towards the bit, by 1 / count of the distance."""
-        target = _LEAST
+        target = _MIN_FREQUENCY
         if bit:
-            target = _MOST
+            target = _MAX_FREQUENCY
         for estimate in estimates:
             estimate.frequency += (target - estimate.frequency) // estimate.count
             if estimate.count < self._limit:
@@ -175,7 +175,7 @@ class Mixer:
 class Numbers:
     """Code integers of unknown size with the Elias gamma code and learned probabilities.
 
-    If n + 1 has L + 1 binary digits, the code is L ones and a zero, then the L digits behind the
+    If n + 1 has L + 1 binary digits, the code is L ones and a zero, then the L digits after the
     leading one, from the highest. The ones and the zero have a context for each position. The
     first two digits have the digits before them as context; the other digits are coded at even
     odds.
@@ -205,10 +205,10 @@ class Numbers:
         length = 0
         while self._mixer.code(coder, int(length < digits), ((context, length),)):
             length += 1
-            if length == _MOST_DIGITS:
+            if length == _MAX_DIGITS:
                 raise FormatError(
-                    f"expected numbers below 2^{_MOST_DIGITS} - 1, found one of more than "
-                    f"{_MOST_DIGITS} bits"
+                    f"expected numbers below 2^{_MAX_DIGITS} - 1, found one of more than "
+                    f"{_MAX_DIGITS} bits"
                 )
         result = 1
         for place in range(length - 1, max(-1, length - 3), -1):

@@ -26,7 +26,7 @@ Section = Literal["graph", "positions", "values", "codebook"]
 
 
 class Positions(IntEnum):
-    """How a file says which numbers of a tensor are not zero; the values are the codes."""
+    """The forms of the positions of nonzero numbers; the values are the codes in a file."""
 
     ALL = 0
     GAPS = 1
@@ -34,7 +34,7 @@ class Positions(IntEnum):
 
 
 class Values(IntEnum):
-    """How a file says what the numbers of a tensor are; the values are the codes."""
+    """The forms of the numbers themselves; the values are the codes in a file."""
 
     CODEBOOK = 0
     INTEGERS = 1
@@ -104,14 +104,14 @@ class Matrix:
 
 @dataclass
 class State:
-    """What is known to encoder and decoder at a point of the file.
+    """The state that encoder and decoder share at a point of the file.
 
     Attributes:
         dtype: Type of the numbers of the present layer.
         numbers: The statistics of integers.
         codebooks: All codebooks so far, as bit patterns.
         image: The last image size.
-        section: What is being coded; only :class:`.sizes.SizeMeter` reads it.
+        section: The kind of content being coded; only :class:`.sizes.SizeMeter` reads it.
     """
 
     dtype: torch.dtype = torch.float32

@@ -1,4 +1,4 @@
-"""The operations of a network as codes, and the arguments that the shapes of weights do not give.
+"""The operations of a network as codes, with those arguments that no shape of a weight implies.
 
 A file holds only the operations of the normal form of :mod:`pyro_bnn.compression.pruning.graph`;
 a reader makes these and nothing else. The order of the tables below is part of the file format:
@@ -181,7 +181,7 @@ def operation_of(node: fx.Node, module: nn.Module) -> int:
         if isinstance(operation, Operation) and operation.function is target:
             return place
     name = getattr(target, "__name__", target)
-    raise unsupported(node, f"{name} is none of the operations of the format")
+    raise unsupported(node, f"the format has no operation {name}")
 
 
 def unsupported(node: fx.Node, why: str) -> UnsupportedLayerError:

@@ -92,52 +92,52 @@ class LayerCoder:
             )
         self._state.dtype = dtypes[number]
 
-    def _code_linear(self, given: nn.Linear) -> nn.Linear:
-        self._code_dtype(given)
-        inputs = self._code_input_width(given.in_features)
-        outputs = self._code_size(given.out_features, "width")
+    def _code_linear(self, original: nn.Linear) -> nn.Linear:
+        self._code_dtype(original)
+        inputs = self._code_input_width(original.in_features)
+        outputs = self._code_size(original.out_features, "width")
         layer = _make(nn.Linear, inputs, outputs, bias=False)
         columns: Sequence[int] = range(inputs)
         if self._columns is not None and len(self._columns) == inputs:
             columns = self._columns
-        self._code_weight_and_bias(layer, given, Matrix(outputs, columns, "weight"))
+        self._code_weight_and_bias(layer, original, Matrix(outputs, columns, "weight"))
         return layer
 
-    def _code_convolution(self, kind: type[Convolution], given: Convolution) -> Convolution:
-        self._code_dtype(given)
-        inputs = self._code_input_width(given.in_channels)
-        outputs = self._code_size(given.out_channels, "width")
-        kernel = self._code_sizes(given.kernel_size, "kernel")
-        options = self._code_options(given)
+    def _code_convolution(self, kind: type[Convolution], original: Convolution) -> Convolution:
+        self._code_dtype(original)
+        inputs = self._code_input_width(original.in_channels)
+        outputs = self._code_size(original.out_channels, "width")
+        kernel = self._code_sizes(original.kernel_size, "kernel")
+        options = self._code_options(original)
         layer = _make(kind, inputs, outputs, kernel, bias=False, **options._asdict())
         area = math.prod(kernel)
         if area > 1:
             self._state.image = ImageSize(area // kernel[-1], kernel[-1])
         columns = range(layer.weight.shape[1] * area)
-        self._code_weight_and_bias(layer, given, Matrix(outputs, columns, "weight"))
+        self._code_weight_and_bias(layer, original, Matrix(outputs, columns, "weight"))
         return layer
 
-    def _code_norm(self, kind: type[BatchNorm], given: BatchNorm) -> BatchNorm:
-        self._code_dtype(given)
-        features = self._code_input_width(given.num_features)
-        affine = self._code_size(int(not given.affine), "not affine") == 0
-        eps = FloatCode().code(self._coder, self._state, given.eps)
+    def _code_norm(self, kind: type[BatchNorm], original: BatchNorm) -> BatchNorm:
+        self._code_dtype(original)
+        features = self._code_input_width(original.num_features)
+        affine = self._code_size(int(not original.affine), "not affine") == 0
+        eps = FloatCode().code(self._coder, self._state, original.eps)
         layer = _make(kind, features, eps=eps, affine=False)
         layer.affine = affine
-        layer.running_mean = self._code_vector(features, given.running_mean, "running_mean")
-        layer.running_var = self._code_vector(features, given.running_var, "running_var")
+        layer.running_mean = self._code_vector(features, original.running_mean, "running_mean")
+        layer.running_var = self._code_vector(features, original.running_var, "running_var")
         layer.num_batches_tracked = torch.tensor(0)
         if affine:
-            layer.weight = nn.Parameter(self._code_vector(features, given.weight, "weight"))
-            layer.bias = nn.Parameter(self._code_vector(features, given.bias, "bias"))
+            layer.weight = nn.Parameter(self._code_vector(features, original.weight, "weight"))
+            layer.bias = nn.Parameter(self._code_vector(features, original.bias, "bias"))
         return layer
 
     # --- sizes ----------------------------------------------------------------------------
 
-    def _code_size(self, value: int, context: str, most: int = LARGEST_SIZE) -> int:
+    def _code_size(self, value: int, context: str, limit: int = LARGEST_SIZE) -> int:
         size = self._state.numbers.code(self._coder, value, context)
-        if size > most:
-            raise FormatError(f"expected a size up to {most:,}, found {size:,} for {context!r}")
+        if size > limit:
+            raise FormatError(f"expected a size up to {limit:,}, found {size:,} for {context!r}")
         return size
 
     def _code_input_width(self, value: int) -> int:
@@ -160,12 +160,16 @@ class LayerCoder:
             )
         return tuple(sizes)
 
-    def _code_options(self, given: nn.Conv1d | nn.Conv2d) -> _ConvolutionOptions:
+    def _code_options(self, original: nn.Conv1d | nn.Conv2d) -> _ConvolutionOptions:
         """Code the options of a convolution: 0 if all are as usual, otherwise one after another."""
-        axes = len(given.kernel_size)
+        axes = len(original.kernel_size)
         usual = _ConvolutionOptions((1,) * axes, (0,) * axes, (1,) * axes, 1, "zeros")
         options = _ConvolutionOptions(
-            given.stride, given.padding, given.dilation, given.groups, given.padding_mode
+            original.stride,
+            original.padding,
+            original.dilation,
+            original.groups,
+            original.padding_mode,
         )
         if self._code_size(int(options != usual), "options") == 0:
             return usual
@@ -195,15 +199,15 @@ class LayerCoder:
     def _code_weight_and_bias(
         self,
         layer: nn.Linear | nn.Conv1d | nn.Conv2d,
-        given: nn.Linear | nn.Conv1d | nn.Conv2d,
+        original: nn.Linear | nn.Conv1d | nn.Conv2d,
         matrix: Matrix,
     ) -> None:
         """Code whether there is a bias, the weight, and the bias if there is one."""
-        has_bias = self._code_size(int(given.bias is None), "no bias") == 0
-        weight = self._stream.tensor(matrix, layer.weight.shape, given.weight)
+        has_bias = self._code_size(int(original.bias is None), "no bias") == 0
+        weight = self._stream.tensor(matrix, layer.weight.shape, original.weight)
         layer.weight = nn.Parameter(weight)
         if has_bias:
-            layer.bias = nn.Parameter(self._code_vector(matrix.rows, given.bias, "bias"))
+            layer.bias = nn.Parameter(self._code_vector(matrix.rows, original.bias, "bias"))
 
     def _code_vector(self, size: int, tensor: Tensor | None, name: str) -> Tensor:
         assert tensor is not None  # the source checked that the layer has it

@@ -2,7 +2,7 @@ r"""Masks: which weights of a matrix are not zero, coded entry by entry under le
 
 A mask has a row per unit and a column per input. Columns may be points of images: the inputs of a
 first layer are pixels, the columns of a kernel are its points. A unit that reads a point tends to
-read its neighbours, and units tend to read the same regions; the contexts express both.
+read its neighbors, and units tend to read the same regions; the contexts express both.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .context_mixing import Mixer
 from .forms import NO_IMAGE, ImageSize
 from .range_coder import Coder, FormatError
 
-__all__ = ["Layout", "Neighbour", "code_mask", "lay_out", "neighbours"]
+__all__ = ["Layout", "Neighbor", "code_mask", "lay_out", "neighbors"]
 
-_MARGIN = 4  # points around every image, so that neighbours need no checks
+_MARGIN = 4  # points around every image, so that neighbors need no checks
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """A point near another one.
 
     Attributes:
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
     size: int
 
 
-def neighbours(stride: int) -> list[Neighbour]:
+def neighbors(stride: int) -> list[Neighbor]:
     r"""Return the 80 points around a point, in images with ``stride`` points in a row.
 
     At the squared distance d the weight is :math:`\lfloor (\lfloor\sqrt{\lfloor 256 / d
@@ -60,7 +60,7 @@ def neighbours(stride: int) -> list[Neighbour]:
         for x in range(-_MARGIN, _MARGIN + 1):
             distance = y * y + x * x
             if distance:
-                points.append(Neighbour(y * stride + x, (isqrt(256 // distance) + 1) // 2))
+                points.append(Neighbor(y * stride + x, (isqrt(256 // distance) + 1) // 2))
     return points
 
 
@@ -90,7 +90,7 @@ def lay_out(columns: Sequence[int], image: ImageSize) -> Layout:
 
 
 def coarse(value: int, digits: int = 1) -> int:
-    """Return the length of a binary number and the ``digits`` digits behind its first, packed.
+    """Return the length of a binary number and the ``digits`` digits after its first, packed.
 
     The result does not decrease with the value. Values of at most ``digits`` digits stay exact.
     """
@@ -106,14 +106,14 @@ class _Pictures:
 
     Attributes:
         seen: Per point, whether the present row has it.
-        near: Per point, the weights of the neighbours before it in the present row.
-        density: Per point, the ones near it in all rows, smoothed with the weights of neighbours.
+        near: Per point, the weights of the neighbors before it in the present row.
+        density: Per point, the ones near it in all rows, smoothed with the weights of neighbors.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.stride, self.size = layout.stride, layout.size
-        self.around = neighbours(self.stride)
-        self.ahead = [neighbour for neighbour in self.around if neighbour.offset > 0]
+        self.around = neighbors(self.stride)
+        self.ahead = [neighbor for neighbor in self.around if neighbor.offset > 0]
         self.density = [0] * self.size
         self.start_row()
 

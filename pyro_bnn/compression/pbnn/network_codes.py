@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from .forms import Matrix, State
 from .graph_codes import (
     OPERATIONS,
     OUTPUT,
@@ -18,18 +16,15 @@ from .graph_codes import (
     code_arguments,
     code_operation,
 )
-from .layer_codes import LayerCoder
+from .layer_codes import LayerCoder, TensorStream
 from .network_sources import Source
-from .range_coder import Coder, FormatError
+from .range_coder import FormatError
 
 __all__ = ["Stream", "code_network"]
 
 
-class Stream(Protocol):
-    """Writer or reader of a file; a reader ignores the values that it is given."""
-
-    coder: Coder
-    state: State
+class Stream(TensorStream, Protocol):
+    """A writer or reader of a file; a reader ignores the values passed to it."""
 
     def start(self, name: str, nodes: int) -> None:
         """Begin a node.
@@ -38,10 +33,6 @@ class Stream(Protocol):
             name: Name of the layer or selection; empty for other operations.
             nodes: Number of nodes so far.
         """
-        ...
-
-    def tensor(self, matrix: Matrix, shape: Sequence[int], tensor: Tensor) -> Tensor:
-        """Code a tensor of known shape; when reading, ``tensor`` is a blank."""
         ...
 
     def indices(self, indices: list[int] | None) -> list[int]:
@@ -69,7 +60,7 @@ def code_network(stream: Stream, source: Source) -> fx.GraphModule:
 
     Args:
         stream: Writer or reader.
-        source: The network to write, or :class:`.network_sources.Blank` when reading.
+        source: The network to write, or :class:`.network_sources.BlankSource` when reading.
 
     Returns:
         A network of ``layer0``, ``layer1``, ... and ``index0``, ..., numbered by first use, in
@@ -116,8 +107,8 @@ class _NetworkCoder:
             back = self._state.numbers.code(self._coder, distance, "back")
             if back >= len(self._values):
                 raise FormatError(
-                    f"expected one of {len(self._values)} nodes, found the one {back} before the "
-                    "last, ahead of the input"
+                    f"expected one of {len(self._values)} nodes, found one {back} before the last, "
+                    "which precedes the input"
                 )
             inputs.append(self._values[-1 - back])
         return inputs
@@ -129,8 +120,8 @@ class _NetworkCoder:
         assert isinstance(operation, Operation)  # the output is not a node with a value
         if operation.function is torch.index_select:
             return self._code_selection(operation, inputs[0])
-        blank_or_given = self._source.arguments(operation)
-        arguments = code_arguments(self._coder, self._state, operation, blank_or_given)
+        values = self._source.arguments(operation)
+        arguments = code_arguments(self._coder, self._state, operation, values)
         positional = len(operation.positional)
         nodes = [value.node for value in inputs]
         node = self._graph.call_function(

@@ -1,8 +1,8 @@
-"""What is coded, node by node: a given network when writing, blanks when reading.
+"""The values to code, node by node: those of a network when writing, blanks when reading.
 
-Both classes play the role of :class:`Source`. A decoder ignores the values that it is given, so
-:class:`Blank` answers every question with a valid value that means nothing. The code that
-describes the format needs no distinction between the two directions.
+Both classes play the role of :class:`Source`. A decoder ignores the values passed to it, so
+:class:`BlankSource` returns valid values without meaning. The code that describes the format
+therefore does not distinguish the two directions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.fx.node import Argument
 from .graph_codes import OPERATIONS, Operation, operation_of, unsupported
 from .number_grids import DTYPES
 
-__all__ = ["LARGEST_SIZE", "Blank", "Given", "Source"]
+__all__ = ["LARGEST_SIZE", "BlankSource", "NetworkSource", "Source"]
 
 LARGEST_SIZE = 1 << 24
 LayerType = TypeVar("LayerType", bound=nn.Module)
@@ -41,7 +41,7 @@ class Source(Protocol):
         ...
 
     def distances(self, count: int) -> list[int]:
-        """Return how many nodes back each of the ``count`` tensors is that the node takes."""
+        """Return how many nodes back each of the ``count`` input tensors of the node lies."""
         ...
 
     def arguments(self, operation: Operation) -> list[Argument]:
@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
 
-class Blank:
+class BlankSource:
     """Blanks in place of a network, for reading."""
 
     def operation(self) -> int:
@@ -91,7 +91,7 @@ class Blank:
         return layer
 
 
-class Given:
+class NetworkSource:
     """A network in normal form, for writing.
 
     Args:
@@ -134,7 +134,7 @@ class Given:
         )
 
     def distances(self, count: int) -> list[int]:
-        """Return how many nodes back each of the ``count`` tensors is that the node takes."""
+        """Return how many nodes back each of the ``count`` input tensors of the node lies."""
         result = []
         for source in self._node.args[:count]:
             assert isinstance(source, fx.Node)  # checked by operation()
@@ -177,8 +177,8 @@ class Given:
     def layers_back(self) -> int:
         """Return 0 for a new layer, k for the k-th last one."""
         layer = self._network.get_submodule(str(self._node.target))
-        for k, known in enumerate(self._layers):
-            if known is layer:
+        for k, earlier in enumerate(self._layers):
+            if earlier is layer:
                 return len(self._layers) - k
         return 0
 

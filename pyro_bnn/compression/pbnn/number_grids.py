@@ -37,7 +37,7 @@ DTYPES = {
     torch.float16: BitLayout(torch.int16, 10),
     torch.bfloat16: BitLayout(torch.int16, 7),
 }
-_MOST_PLACES = 1100  # binary places; the least double has 1074
+_MAX_PLACES = 1100  # binary places; the least double has 1074
 _EXACT_BITS = 53  # doubles hold every integer of at most 53 bits
 
 
@@ -87,13 +87,13 @@ class NumberGrid:
     """
 
     def __init__(self, dtype: torch.dtype, fixed: bool, scale: int) -> None:
-        most = DTYPES[dtype].significand
+        max_scale = DTYPES[dtype].significand
         if fixed:
-            most = _MOST_PLACES
-        if not 0 <= scale <= most:
+            max_scale = _MAX_PLACES
+        if not 0 <= scale <= max_scale:
             raise FormatError(
-                f"expected a grid of numbers of type {dtype} with at most {most} binary places, "
-                f"found {scale}"
+                f"expected a grid of numbers of type {dtype} with at most {max_scale} binary "
+                f"places, found {scale}"
             )
         self.dtype, self.fixed, self.scale = dtype, fixed, scale
         self._width = 8 * dtype.itemsize
@@ -102,7 +102,7 @@ class NumberGrid:
     def of(cls, patterns: Sequence[int], dtype: torch.dtype, fixed: bool) -> NumberGrid | None:
         """Return the coarsest grid that holds all numbers, or ``None`` if there is none.
 
-        There always is one if ``fixed`` is ``False``.
+        If ``fixed`` is ``False``, there always is one.
         """
         if fixed:
             return cls._of_fixed_point(patterns, dtype)

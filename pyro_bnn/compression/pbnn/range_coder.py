@@ -5,8 +5,8 @@ the bit that it codes. Any number inside the final interval is the message; it t
 :math:`-\sum \log_2 p` bits, rounded up to bytes. The decoder makes the same divisions and looks
 where the number lies. All arithmetic is on integers, so all machines agree.
 
-All coders share two methods, which take a value and return it. An encoder codes the value that it
-is given; a decoder ignores it and returns the value that it reads. One function therefore
+All coders share two methods, which take a value and return it. An encoder codes the value
+passed to it; a decoder ignores it and returns the value that it reads. One function therefore
 describes both directions of a format.
 
 Source: Martin (1979), "Range encoding"; the carry as in Pavlov's LZMA.
@@ -25,7 +25,7 @@ __all__ = [
     "RangeDecoder",
     "RangeEncoder",
     "information",
-    "most_decisions",
+    "max_decisions",
 ]
 
 PROBABILITY_BITS = 16
@@ -117,7 +117,7 @@ class RangeEncoder:
 
         Args:
             padded: Whether other bytes follow the message in its file. If not, the message is the
-                shortest one that decodes to the same bits when zeros are read behind its end.
+                shortest one that decodes to the same bits when zeros are read after its end.
         """
         self._low = self._roundest_number()
         self._carry()
@@ -141,11 +141,11 @@ class RangeDecoder:
     """Decode bytes into bits.
 
     Args:
-        data: The message. Zeros are read behind its end.
+        data: The message. Zeros are read after its end.
 
     Raises:
         FormatError: More bits are requested than a message of this length may hold (see
-            :func:`most_decisions`), so that a hostile file cannot keep the reader busy.
+            :func:`max_decisions`), so that a hostile file cannot keep the reader busy.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -153,7 +153,7 @@ class RangeDecoder:
         self._read = _WINDOW
         self._value = int.from_bytes(data[:_WINDOW].ljust(_WINDOW, b"\0"), "big")
         self._range = 1 << _TOP
-        self._decisions_left = most_decisions(len(data))
+        self._decisions_left = max_decisions(len(data))
 
     def bit(self, bit: int, probability: int) -> int:
         """Read one bit; see :class:`Coder`."""
@@ -197,7 +197,7 @@ class RangeDecoder:
     def _too_many_decisions(self) -> FormatError:
         length = len(self._data)
         return FormatError(
-            f"expected at most {most_decisions(length):,} binary decisions in {length:,} bytes, "
+            f"expected at most {max_decisions(length):,} binary decisions in {length:,} bytes, "
             "found more decisions: the file is damaged"
         )
 
@@ -291,6 +291,6 @@ def information(bit: int, probability: int) -> float:
     return -log2((unit - probability) / unit)
 
 
-def most_decisions(length: int) -> int:
+def max_decisions(length: int) -> int:
     """Return the number of decisions that a message of ``length`` bytes may hold."""
     return _FREE_DECISIONS + _DECISIONS_PER_BYTE * length

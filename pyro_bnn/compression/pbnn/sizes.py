@@ -1,4 +1,4 @@
-"""The size of a compressed file, by layers and by what the bytes are for."""
+"""The size of a compressed file, by layers and by the kind of content."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sizes:
 
 
 class _Account(NamedTuple):
-    """What bits are counted for."""
+    """The layer, the kind of tensor and the section to which bits are charged."""
 
     layer: str
     kind: str
@@ -83,7 +83,7 @@ class _Account(NamedTuple):
 
 
 class SizeMeter:
-    """Wrap another coder and count its bits by what they are for.
+    """Wrap another coder and count its bits by layer, kind of tensor and section.
 
     Args:
         coder: The coder that does the work.
@@ -111,7 +111,7 @@ class SizeMeter:
         return self._coder.bits(value, count)
 
     def add(self, bits: float) -> None:
-        """Count bits for what is being coded."""
+        """Charge bits to the present layer, tensor and section."""
         account = _Account(self.layer, self.kind, self._state.section)
         if account.section == "graph":
             account = _Account("", "", "graph")

@@ -1,4 +1,4 @@
-r"""Which numbers of a tensor are not zero: all of them, a mask, or the gaps between them."""
+"""The positions of the nonzero numbers of a tensor: all, a mask, or the gaps between them."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from .sparsity_codes import code_indices, code_positions
 from .tensor_search import Trial, cheapest_indices, cheapest_tensor
 from .value_codes import code_values
 
-__all__ = ["Reader", "Writer", "most_numbers"]
+__all__ = ["Reader", "Writer", "max_numbers"]
 
 _FREE_NUMBERS, _NUMBERS_PER_BYTE = 1 << 24, 1 << 12
 _FREE_NODES, _NODES_PER_BYTE = 256, 8
 
 
-def most_numbers(length: int) -> int:
+def max_numbers(length: int) -> int:
     """Return how many numbers a reader accepts from ``length`` bytes."""
     return _FREE_NUMBERS + _NUMBERS_PER_BYTE * length
 
@@ -31,9 +31,9 @@ class Writer:
     """Write tensors, each in its cheapest form.
 
     Attributes:
-        raw: The bytes that stand behind the coded part.
-        numbers: How many numbers were written, zeros included.
-        decisions: How many binary decisions they took.
+        raw: The bytes that follow the coded part.
+        num_numbers: The number of numbers written, zeros included.
+        num_decisions: The number of binary decisions that they took.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,14 @@ class Writer:
         self.coder: Coder = self._encoder
         self.state = State()
         self.raw = bytearray()
-        self.numbers = self.decisions = 0
+        self.num_numbers = self.num_decisions = 0
 
     def start(self, name: str, nodes: int) -> None:
         """Begin a node; a writer has nothing to do."""
 
     def tensor(self, matrix: Matrix, shape: Sequence[int], tensor: Tensor) -> Tensor:
         """Write a tensor."""
-        self.numbers += matrix.size
+        self.num_numbers += matrix.size
         self._write(cheapest_tensor(self.state, matrix, tensor.detach()))
         return tensor.detach()
 
@@ -60,18 +60,19 @@ class Writer:
 
     def _write(self, trial: Trial) -> None:
         trial.recorder.replay(self.coder)
-        self.decisions += len(trial.recorder.record)
+        self.num_decisions += len(trial.recorder.record)
+        # in place: the coders of layers and graph hold this state
         vars(self.state).update(vars(trial.state))
         self.raw += trial.raw
 
     def finish(self) -> bytes:
-        """Return the coded part and the raw numbers behind it."""
+        """Return the coded part, followed by the raw numbers."""
         return self._encoder.finish(padded=bool(self.raw)) + self.raw
 
 
 @dataclass(frozen=True)
 class _PendingTensor:
-    """A tensor whose numbers stand behind the coded part.
+    """A tensor whose numbers follow the coded part.
 
     Attributes:
         patterns: The bit patterns to fill in.
@@ -91,12 +92,12 @@ class Reader:
     """Read tensors; those with raw numbers are filled in at the end.
 
     Args:
-        data: The coded part of a file and the raw numbers behind it.
-        measure: Whether to count what the bytes are for.
+        data: The coded part of a file, followed by the raw numbers.
+        measure: Whether to measure the sizes of the parts of the file.
 
     Attributes:
-        numbers: How many numbers each layer has.
-        meter: What the bytes are for; ``None`` unless ``measure``.
+        layer_numbers: The number of numbers of each layer, by its name.
+        meter: The sizes of the parts of the file; ``None`` unless ``measure``.
     """
 
     def __init__(self, data: bytes, measure: bool = False) -> None:
@@ -108,7 +109,7 @@ class Reader:
         if measure:
             self.meter = SizeMeter(self._decoder, self.state)
             self.coder = self.meter
-        self.numbers: dict[str, int] = {}
+        self.layer_numbers: dict[str, int] = {}
         self._all_numbers = 0
         self._layer = ""
         self._pending: list[_PendingTensor] = []
@@ -118,16 +119,16 @@ class Reader:
         """Begin a node.
 
         Raises:
-            FormatError: There are more nodes than a file of this length has.
+            FormatError: There are more nodes than a file of this length can hold.
         """
         self._layer = name
         if name:
-            self.numbers[name] = 0
-        most = _FREE_NODES + _NODES_PER_BYTE * len(self._data)
-        if nodes > most:
+            self.layer_numbers[name] = 0
+        max_nodes = _FREE_NODES + _NODES_PER_BYTE * len(self._data)
+        if nodes > max_nodes:
             raise FormatError(
-                f"expected at most {most:,} nodes in {len(self._data):,} bytes, found more nodes: "
-                "the file is damaged"
+                f"expected at most {max_nodes:,} nodes in {len(self._data):,} bytes, found more "
+                "nodes: the file is damaged"
             )
 
     def tensor(self, matrix: Matrix, shape: Sequence[int], tensor: Tensor) -> Tensor:
@@ -137,8 +138,8 @@ class Reader:
             FormatError: The tensor has more numbers than a file of this length can hold.
         """
         self._all_numbers += matrix.size
-        self._require_fewer(self._all_numbers, most_numbers(len(self._data)), "numbers")
-        self.numbers[self._layer] += matrix.size
+        self._require_fewer(self._all_numbers, max_numbers(len(self._data)), "numbers")
+        self.layer_numbers[self._layer] += matrix.size
         self._count_for(matrix.kind)
         form = TensorForm()
         nonzero = code_positions(self.coder, self.state, matrix, form, None)
@@ -157,18 +158,18 @@ class Reader:
         self.state.section = "graph"
         return patterns.view(dtype).reshape(*shape)
 
-    def _require_fewer(self, count: int, most: int, what: str) -> None:
-        if count > most:
+    def _require_fewer(self, count: int, limit: int, unit: str) -> None:
+        if count > limit:
             raise FormatError(
-                f"expected at most {most:,} {what} in a file of {len(self._data):,} bytes, "
-                f"found {count:,} {what} and more: the file is damaged"
+                f"expected at most {limit:,} {unit} in a file of {len(self._data):,} bytes, "
+                f"found {count:,} {unit} and more: the file is damaged"
             )
 
     def indices(self, indices: list[int] | None) -> list[int]:
         """Read a list of indices."""
         self._count_for("weight")
         result = code_indices(self.coder, self.state, TensorForm(), None)
-        self.numbers[self._layer] = len(result)
+        self.layer_numbers[self._layer] = len(result)
         self.state.section = "graph"
         return result
 
@@ -177,7 +178,7 @@ class Reader:
             self.meter.layer, self.meter.kind = self._layer, kind
 
     def finish(self) -> None:
-        """Read the raw numbers and require that the file ends behind them.
+        """Read the raw numbers and require that the file ends after them.
 
         Raises:
             FormatError: The file ends before or after.

@@ -20,7 +20,7 @@ __all__ = ["Trial", "cheapest_indices", "cheapest_tensor", "raw_bytes"]
 
 _LONG = 1 << 13  # more distinct numbers than this are not worth the time to code one by one
 _SMALL = 1 << 12  # numbers that are always tried without positions
-_MOST_IMAGES = 2  # image sizes that are tried
+_MAX_IMAGES = 2  # image sizes that are tried
 _LARGEST_SIDE = 64
 
 
@@ -31,7 +31,7 @@ class Trial:
     Attributes:
         recorder: The decisions.
         state: The state of the file after them.
-        raw: The bytes that stand behind the coded part.
+        raw: The bytes that follow the coded part.
     """
 
     recorder: CostRecorder
@@ -203,14 +203,14 @@ def _likely_images(patterns: Tensor, matrix: Matrix) -> list[ImageSize]:
         return []
     full = torch.zeros(matrix.rows, max(matrix.columns) + 1, dtype=torch.float32)
     full[:, list(matrix.columns)] = (patterns != 0).float()
-    most = min(_LARGEST_SIDE, isqrt(full.shape[1]) + 4)
+    max_side = min(_LARGEST_SIDE, isqrt(full.shape[1]) + 4)
     pairs: dict[int, float] = {}  # by distance
-    for distance in range(1, min(most + 3, full.shape[1])):
+    for distance in range(1, min(max_side + 3, full.shape[1])):
         pairs[distance] = float((full[:, distance:] * full[:, :-distance]).sum())
     peaks: dict[int, float] = {}
-    for side in range(2, most + 1):
+    for side in range(2, max_side + 1):
         if side in pairs:
             around = pairs.get(side - 2, pairs[side]) + pairs.get(side + 2, pairs[side])
             peaks[side] = pairs[side] - around / 2
-    highest = sorted(peaks, key=lambda side: -peaks[side])[:_MOST_IMAGES]
+    highest = sorted(peaks, key=lambda side: -peaks[side])[:_MAX_IMAGES]
     return [ImageSize(side, side) for side in highest if peaks[side] > 0]

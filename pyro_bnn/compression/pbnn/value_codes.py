@@ -1,4 +1,4 @@
-"""What the nonzero numbers of a tensor are: integers on a number grid, a codebook, or raw bits."""
+"""The nonzero numbers of a tensor: integers on a number grid, a codebook, or raw bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from .context_mixing import Mixer
 from .forms import ImageSize, Matrix, State, TensorForm, Values
-from .masks import lay_out, neighbours
+from .masks import lay_out, neighbors
 from .number_grids import NumberGrid, ordered
 from .range_coder import Coder, FormatError
 from .sparsity_codes import NonZero
@@ -16,7 +16,7 @@ __all__ = ["LARGEST_CODEBOOK", "code_values"]
 
 LARGEST_CODEBOOK = 1 << 10
 _ASCENDING = 1 << 14  # probability that a list is sorted, in units of 2^-16
-_TOUCHING = 6  # weight of the neighbours that share a side or a corner with a point
+_TOUCHING = 6  # weight of the neighbors that share a side or a corner with a point
 
 
 def code_values(
@@ -39,7 +39,7 @@ def code_values(
 
     Returns:
         The bit patterns, one per position, or a single one if all are equal. ``None`` if the
-        numbers stand behind the coded part of the file, as they are in memory.
+        numbers follow the coded part of the file, as they are in memory.
 
     Raises:
         FormatError: The file does not hold numbers.
@@ -131,14 +131,14 @@ def _code_codebook(
     coder: Coder, state: State, form: TensorForm, patterns: Sequence[int] | None
 ) -> tuple[int, ...]:
     """Code the distinct numbers in ascending order: an earlier codebook, or steps on a grid."""
-    numbers, known = state.numbers, state.codebooks
+    numbers, earlier = state.numbers, state.codebooks
     back = 0
-    if known:
+    if earlier:
         back = numbers.code(coder, form.codebook, "codebook")
-    if back > len(known):
-        raise FormatError(f"expected one of {len(known)} codebooks, found number {back}")
+    if back > len(earlier):
+        raise FormatError(f"expected one of {len(earlier)} codebooks, found number {back}")
     if back:
-        return known[-back]
+        return earlier[-back]
 
     levels: list[int] | None = None
     length = 1
@@ -161,7 +161,7 @@ def _code_codebook(
     for step in numbers.sequence(coder, steps, length - 1, ("level", grid.fixed)):
         result.append(result[-1] + 1 + step)
     codebook = tuple(grid.patterns(result))
-    known.append(codebook)
+    earlier.append(codebook)
     return codebook
 
 
@@ -187,11 +187,11 @@ def _code_ascending_indices(
 _Node = tuple[int, int]  # the indices from the first, up to but without the second, remain
 
 
-class _SignedNeighbours:
+class _SignedNeighbors:
     """Sums of the signs of numbers before a point, in the images that the columns are points of.
 
     Attributes:
-        near: Per point, the signs of its neighbours in the present row, weighted by distance.
+        near: Per point, the signs of its neighbors in the present row, weighted by distance.
         touching: Per point, the signs of those beside it or corner to corner.
     """
 
@@ -200,7 +200,7 @@ class _SignedNeighbours:
         self.points, self._size, self._has_images = layout.points, layout.size, layout.stride > 0
         self._ahead = []
         if self._has_images:
-            self._ahead = [near for near in neighbours(layout.stride) if near.offset > 0]
+            self._ahead = [near for near in neighbors(layout.stride) if near.offset > 0]
         self.start_row()
 
     def start_row(self) -> None:
@@ -234,9 +234,9 @@ def _code_codebook_indices(
     """Code the index of every number by halving the codebook.
 
     The first decision separates negative numbers from the others, if there are both. The contexts
-    are the number before, the row, and the signs of the neighbours in the image.
+    are the number before, the row, and the signs of the neighbors in the image.
     """
-    image = _SignedNeighbours(columns, nonzero.image)
+    image = _SignedNeighbors(columns, nonzero.image)
     negative = 0
     for pattern in codebook:
         negative += pattern < 0

@@ -19,7 +19,7 @@ To see how a network with zeros becomes a smaller one, read in this order:
 
 The remaining modules are read on demand: :mod:`~pyro_bnn.compression.pruning.layers` and
 :mod:`~pyro_bnn.compression.pruning.nodes` hold facts about single layers and nodes,
-:mod:`~pyro_bnn.compression.pruning.left_whole` the reasons not to cut a layer,
+:mod:`~pyro_bnn.compression.pruning.uncut_layers` the reasons not to cut a layer,
 :mod:`~pyro_bnn.compression.pruning.name_patterns` settings by parameter name, and
 :mod:`~pyro_bnn.compression.pruning.unit_order` sorts hidden units for the file format.
 """

@@ -1,9 +1,9 @@
 """Channels: which are constants, which are needed, and which stay or go together.
 
 Every node of a graph in normal form has channels, axis 1 of its output: the units of a dense
-layer, the filters of a convolution, and behind a flattening blocks of features. This page follows
+layer, the filters of a convolution, and after a flattening blocks of features. This page follows
 the channels of a residual block, ``h + conv2(relu(conv1(h)))`` with ``h = stem(x)``, in which most
-weights are zero. Below each layer stand the channels on which each of its units has a weight::
+weights are zero. Below each layer are the channels on which each of its units has a weight::
 
     x --> stem --+--> conv1 --> relu --> conv2 --> add --> head --> output
                  |                                  ^
@@ -71,8 +71,8 @@ class Space:
     """Channels of several nodes that stay or go together.
 
     Attributes:
-        members: the channels of each node.
-        spare: a channel that stays although no node needs it, or ``None``.
+        members: The channels of each node.
+        spare: A channel that stays although no node needs it, or ``None``.
     """
 
     def __init__(self) -> None:
@@ -103,11 +103,11 @@ class Channels:
     """The channels of the output of one node.
 
     Attributes:
-        constant: the value of each channel that is a constant, NaN for others, float64 (channels,).
-        rank: the number of axes of the output, batch included; ``None`` where it is unknown and the
+        constant: The value of each channel that is a constant, NaN for others, float64 (channels,).
+        rank: The number of axes of the output, batch included; ``None`` where it is unknown and the
             channels are the last axis.
-        space: the channels that stay or go with these.
-        needed: whether each channel changes the output of the network, (channels,).
+        space: The channels that stay or go with these.
+        needed: Whether each channel changes the output of the network, (channels,).
     """
 
     constant: Tensor
@@ -131,11 +131,11 @@ class ChannelFlow:
     """The channels of all nodes of a graph in normal form.
 
     Attributes:
-        module: the graph, as :func:`~pyro_bnn.compression.pruning.graph.graph_of` returns it.
-        channels: the channels of every node that can be shrunk. Any other node is left whole, and
-            so are the channels that it reads.
-        inputs: the nodes whose channels are features of the input.
-        notes: a sentence for each layer left whole, and for each constant channel that stays.
+        module: The graph, as :func:`~pyro_bnn.compression.pruning.graph.graph_of` returns it.
+        channels: The channels of every node that can be shrunk. Any other node keeps its size,
+            as do the channels that it reads.
+        inputs: The nodes whose channels are features of the input.
+        notes: A sentence for each layer that is not cut, and for each constant channel that stays.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:

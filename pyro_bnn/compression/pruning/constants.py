@@ -15,16 +15,15 @@ from .layers import (
     CONVOLUTION_RANKS,
     Affine,
     channels_in,
+    direct_tensors,
     is_affine,
     is_depthwise,
     is_norm,
     norm_constants,
     norm_scale,
     output_constants,
-    own_tensors,
     reads,
 )
-from .left_whole import LayerUses
 from .nodes import (
     ADAPTIVE_POOLS,
     AVG_POOLS,
@@ -39,6 +38,7 @@ from .nodes import (
     pool_keeps_constants,
     selected_features,
 )
+from .uncut_layers import LayerUses
 
 __all__ = ["find_constants", "require_varying_output"]
 
@@ -47,7 +47,7 @@ def find_constants(module: fx.GraphModule) -> ChannelFlow:
     """Return the channels of every node that can be shrunk, and the values of the constants.
 
     Args:
-        module: a graph in normal form.
+        module: A graph in normal form.
     """
     flow = ChannelFlow(module)
     uses = LayerUses(module)
@@ -63,7 +63,7 @@ def find_constants(module: fx.GraphModule) -> ChannelFlow:
 
 
 def _output(flow: ChannelFlow, uses: LayerUses, node: fx.Node) -> Channels | None:
-    """Return the channels that a node puts out, ``None`` where it is left whole."""
+    """Return the channels of the output of a node, ``None`` where the node is not cut."""
     if _is_view_of_input(flow, node):
         return _input_channels(flow, node, _features_read(flow.module, node))
     layer = layer_of(flow.module, node)
@@ -78,11 +78,11 @@ def _output(flow: ChannelFlow, uses: LayerUses, node: fx.Node) -> Channels | Non
     if source is not None:
         channels = _function_output(flow, node, source)
     if channels is None:
-        _note_left_whole(flow, node)
+        _note_uncut(flow, node)
     return channels
 
 
-def _note_left_whole(flow: ChannelFlow, node: fx.Node) -> None:
+def _note_uncut(flow: ChannelFlow, node: fx.Node) -> None:
     """Note which channels stay because a function outside the normal form reads them."""
     names = []
     for source in node.all_input_nodes:
@@ -93,7 +93,7 @@ def _note_left_whole(flow: ChannelFlow, node: fx.Node) -> None:
             names.append(layer_before(source))
     if names:
         step = f"{function_name(node)}() is not a step that can be shrunk"
-        flow.notes.append(f"{', '.join(names)} stays whole: {step}")
+        flow.notes.append(f"{', '.join(names)} cannot be cut: {step}")
 
 
 # --- the input ---
@@ -142,7 +142,7 @@ def _input_channels(flow: ChannelFlow, node: fx.Node, width: int | None) -> Chan
 
 def _device(module: nn.Module) -> torch.device:
     for layer in module.modules():
-        for tensor in own_tensors(layer):
+        for tensor in direct_tensors(layer):
             return tensor.device
     return torch.device("cpu")
 
@@ -176,14 +176,14 @@ def _layer_output(
     flow: ChannelFlow, uses: LayerUses, node: fx.Node, layer: nn.Module
 ) -> Channels | None:
     source = flow.source(node)
-    reason = uses.reason_to_leave(str(node.target), layer, source)
+    reason = uses.reason_not_to_cut(str(node.target), layer, source)
     if reason:
-        if source is not None or own_tensors(layer):
-            flow.notes.append(f"{node.target} is left whole: {reason}")
+        if source is not None or direct_tensors(layer):
+            flow.notes.append(f"{node.target} cannot be cut: {reason}")
         return None
     if is_affine(layer):
         return _affine_output(layer, source)
-    # any other layer has a reason to be left whole
+    # for any other layer there is a reason not to cut it
     assert is_norm(layer)
     assert source is not None
     return Channels(norm_constants(layer, source.constant), source.rank, source.space)
@@ -261,9 +261,9 @@ def _mean_output(node: fx.Node, source: Channels, rank: int) -> Channels | None:
 def _flatten_output(node: fx.Node, source: Channels, rank: int) -> Channels | None:
     first_axis, last_axis = cast(tuple[int, int], node.args[1:])
     start, end = first_axis % rank, last_axis % rank
-    behind_channels = start > 1
+    after_channels = start > 1
     into_features = start == 1 and end == rank - 1
-    if not behind_channels and not into_features:
+    if not after_channels and not into_features:
         return None
     return Channels(source.constant, rank - (end - start), source.space)
 
@@ -281,11 +281,11 @@ def _reshape_output(node: fx.Node, source: Channels) -> Channels | None:
 def require_varying_output(flow: ChannelFlow) -> None:
     """Raise an error if the outputs of a network do not depend on its inputs.
 
-    A channel that is not a constant need not depend on the input: behind zero padding, it may
+    A channel that is not a constant need not depend on the input: under zero padding, it may
     differ by position. Dependence is therefore followed separately.
 
     Raises:
-        EmptyNetworkError: if they do not. The message names the first layer without a unit that
+        EmptyNetworkError: If they do not. The message names the first layer without a unit that
             depends on the inputs.
     """
     depends: dict[fx.Node, Tensor] = {}
@@ -299,8 +299,7 @@ def require_varying_output(flow: ChannelFlow) -> None:
     if not depends[nodes[-1]].any():
         raise EmptyNetworkError(
             f"{emptied}: no unit of this layer depends on the inputs any more, so the network is a "
-            "constant; prune less (another threshold), or train with a KL term that sets in later "
-            "and stops earlier"
+            "constant; prune less (raise the threshold), or fit with a KL weight that rises later"
         )
 
 
@@ -309,7 +308,7 @@ def _any_depends(node: fx.Node, depends: dict[fx.Node, Tensor]) -> bool:
 
 
 def _depends_on_input(flow: ChannelFlow, node: fx.Node, depends: dict[fx.Node, Tensor]) -> Tensor:
-    """Return which channels of a node depend on the input, one answer if they are not known."""
+    """Return which channels of a node depend on the input, a single value if they are unknown."""
     channels = flow.channels.get(node)
     if channels is None:
         return torch.tensor(node.op == "placeholder" or _any_depends(node, depends))

@@ -44,10 +44,10 @@ def graph_of(net: nn.Module) -> fx.GraphModule:
     Dropout and identities are removed. Any other operation stays in the graph as it was, and runs.
 
     Args:
-        net: a module with one input whose control flow does not depend on data.
+        net: A module with one input whose control flow does not depend on data.
 
     Raises:
-        UnsupportedLayerError: if the network cannot be traced, has several inputs, or does not
+        UnsupportedLayerError: If the network cannot be traced, has several inputs, or does not
             return a tensor.
     """
     root = copy.deepcopy(net).eval()

@@ -14,6 +14,7 @@ __all__ = [
     "BatchNorm",
     "Convolution",
     "channels_in",
+    "direct_tensors",
     "foldable_constants",
     "is_affine",
     "is_depthwise",
@@ -21,7 +22,6 @@ __all__ = [
     "norm_constants",
     "norm_scale",
     "output_constants",
-    "own_tensors",
     "pads_zeros",
     "reads",
     "weight_blocks",
@@ -46,7 +46,7 @@ def is_norm(layer: nn.Module) -> TypeGuard[BatchNorm]:
     return type(layer) in NORM_RANKS
 
 
-def own_tensors(layer: nn.Module) -> list[Tensor]:
+def direct_tensors(layer: nn.Module) -> list[Tensor]:
     """Return the parameters and buffers of a layer, without those of its submodules."""
     tensors: list[Tensor] = list(layer.parameters(recurse=False))
     tensors += layer.buffers(recurse=False)
@@ -83,8 +83,8 @@ def weight_blocks(layer: Affine, channels: int) -> Tensor:
     """Return the weight with one axis per channel, in float64.
 
     Args:
-        layer: a dense layer or a convolution.
-        channels: the number of channels in its input. A dense layer behind a flattening reads
+        layer: A dense layer or a convolution.
+        channels: The number of channels in its input. A dense layer after a flattening reads
             several features of each channel.
 
     Returns:
@@ -101,19 +101,19 @@ def reads(layer: Affine, channels: int) -> Tensor:
     nonzero = (weight_blocks(layer, channels) != 0).any(-1)
     if not is_depthwise(layer):
         return nonzero
-    own_channel = torch.eye(channels, dtype=torch.bool, device=nonzero.device)
-    return nonzero.expand(-1, channels) & own_channel
+    same_channel = torch.eye(channels, dtype=torch.bool, device=nonzero.device)
+    return nonzero.expand(-1, channels) & same_channel
 
 
 def foldable_constants(layer: Affine, constant: Tensor) -> Tensor:
     """Return the constants that can be folded into the bias of a layer, NaN for other channels.
 
-    Behind zero padding, a constant channel has another value at the border. There only the
-    constant zero can be folded.
+    Under zero padding, a constant channel has another value at the border, so only the constant
+    zero can be folded.
 
     Args:
-        layer: a dense layer or a convolution.
-        constant: the constants that it reads, NaN for channels that vary, (channels,).
+        layer: A dense layer or a convolution.
+        constant: The constants that it reads, NaN for channels that vary, (channels,).
     """
     if not pads_zeros(layer):
         return constant
@@ -124,8 +124,8 @@ def output_constants(layer: Affine, folded: Tensor) -> Tensor:
     r"""Return the units that are constants, :math:`b_j + \sum_{ck} W_{jck} c`, NaN for others.
 
     Args:
-        layer: a dense layer or a convolution.
-        folded: the result of :func:`foldable_constants`, (channels,).
+        layer: A dense layer or a convolution.
+        folded: The result of :func:`foldable_constants`, (channels,).
     """
     matrix = weight_blocks(layer, len(folded)).sum(-1)
     values = folded.nan_to_num(0.0)
@@ -149,7 +149,7 @@ def norm_scale(layer: BatchNorm) -> Tensor:
 
 
 def norm_constants(layer: BatchNorm, constant: Tensor) -> Tensor:
-    """Return the constants behind a batch norm; where its factor is zero, all are constants."""
+    """Return the constants after a batch norm; where its factor is zero, all are constants."""
     mean = cast(Tensor, layer.running_mean).double()
     factor = norm_scale(layer)
     shift = torch.zeros_like(factor)

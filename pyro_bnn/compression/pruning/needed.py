@@ -26,8 +26,8 @@ def mark_needed(flow: ChannelFlow, keep_inputs: bool = False) -> None:
     """Mark the channels that change the output of the network, and note which constants stay.
 
     Args:
-        flow: the channels of every node, with their constants.
-        keep_inputs: whether all input features are needed.
+        flow: The channels of every node, with their constants.
+        keep_inputs: Whether all input features are needed.
     """
     nodes = list(flow.module.graph.nodes)
     for node in flow.inputs:
@@ -86,8 +86,8 @@ def _keep_one_channel(flow: ChannelFlow, node: fx.Node) -> None:
         return
     channels.space.spare = 0
     flow.notes.append(
-        f"{node_name(node)} keeps one channel, although none is needed: the network goes on "
-        "around it"
+        f"{node_name(node)} keeps one channel, although none is needed: the network has "
+        "another path around it"
     )
 
 

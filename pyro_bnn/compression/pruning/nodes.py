@@ -108,6 +108,6 @@ def selected_features(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def features_per_channel(node: fx.Node, channels: int) -> int:
-    """Return the number of features of each channel behind a reshape to (batch, features)."""
+    """Return the number of features of each channel after a reshape to (batch, features)."""
     shape = cast(tuple[int, int], node.args[1])
     return shape[1] // channels

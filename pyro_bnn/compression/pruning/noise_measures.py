@@ -31,8 +31,8 @@ def log_alpha(mean: Tensor, variance: Tensor) -> Tensor:
     r"""Return :math:`\log(\mathrm{Var}\,w / (\mathbb{E} w)^2)`, infinite where the mean is zero.
 
     Args:
-        mean: the means of the weights, any shape.
-        variance: their variances, of the same shape.
+        mean: The means of the weights, any shape.
+        variance: Their variances, of the same shape.
     """
     return distributions.log_alpha(mean, variance.log())
 
@@ -51,15 +51,15 @@ def group_measures(posterior: Posterior, by: GroupMeasure = "scale") -> dict[str
     return to their prior, with weights that are pure noise; only the second measure shows this.
 
     Args:
-        posterior: the posterior of a ``BayesianNet``.
-        by: the measure, ``"scale"`` or ``"weights"``.
+        posterior: The posterior of a ``BayesianNet``.
+        by: The measure, ``"scale"`` or ``"weights"``.
 
     Returns:
         A tensor for each weight under a group prior, which broadcasts to the weight; none for a
         posterior of draws, in which the scales are unknown.
 
     Raises:
-        ValueError: if ``by`` is neither of the two.
+        ValueError: If ``by`` is neither of the two.
     """
     if by not in ("scale", "weights"):
         raise ValueError(f"group_measures: expected 'scale' or 'weights', got {by!r}")

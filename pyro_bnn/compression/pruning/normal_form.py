@@ -25,11 +25,11 @@ class Step:
     """A call of the normal form.
 
     Attributes:
-        function: the function to call with a tensor, ``args`` and ``kwargs``; ``None`` if the
+        function: The function to call with a tensor, ``args`` and ``kwargs``; ``None`` if the
             operation returns its input.
-        args: the positional arguments behind the tensor.
-        kwargs: the keyword arguments.
-        in_place: whether the original operation overwrote its input.
+        args: The positional arguments after the tensor.
+        kwargs: The keyword arguments.
+        in_place: Whether the original operation overwrote its input.
     """
 
     function: Callable[..., Tensor] | None

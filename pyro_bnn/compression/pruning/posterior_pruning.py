@@ -62,23 +62,23 @@ def prune(
     cannot be traced keeps its size, with zeros in it.
 
     Args:
-        posterior: the posterior of a ``BayesianNet``, from a guide or from a sampler.
-        threshold: weights with a log alpha of at least this are set to zero; equivalently, those
+        posterior: The posterior of a ``BayesianNet``, from a guide or from a sampler.
+        threshold: Weights with a log alpha of at least this are set to zero; equivalently, those
             with a signal-to-noise ratio of at most ``exp(-threshold / 2)``. One number, or a
             mapping from patterns of weight names to numbers.
-        group_threshold: groups with a measure of at least this are set to zero; by default
+        group_threshold: Groups with a measure of at least this are set to zero; by default
             ``threshold``.
-        groups_by: the measure of a group: see :func:`~pyro_bnn.compression.group_measures`.
+        groups_by: The measure of a group: see :func:`~pyro_bnn.compression.group_measures`.
 
     Returns:
         The smaller network, with its masks and a report.
 
     Raises:
-        TypeError: if the posterior is not that of a ``BayesianNet``: a hand-written program has no
+        TypeError: If the posterior is not that of a ``BayesianNet``: a hand-written program has no
             network.
-        ValueError: if a threshold is not a number, or a weight has none; if all weights have a
+        ValueError: If a threshold is not a number, or a weight has none; if all weights have a
             variance of zero, as under a point estimate; if a mean is not finite.
-        EmptyNetworkError: if so much is pruned that the outputs no longer depend on the inputs.
+        EmptyNetworkError: If so much is pruned that the outputs no longer depend on the inputs.
     """
     moments = prunable_moments(posterior, "prune")
     measures = group_measures(posterior, groups_by)
@@ -113,14 +113,14 @@ def keep_masks(
     influence because other weights are pruned.
 
     Args:
-        posterior: the posterior of a ``BayesianNet``, from a guide or from a sampler.
-        threshold: the threshold of weights, as for :func:`prune`.
-        group_threshold: the threshold of groups, as for :func:`prune`.
-        groups_by: the measure of a group, as for :func:`prune`.
+        posterior: The posterior of a ``BayesianNet``, from a guide or from a sampler.
+        threshold: The threshold of weights, as for :func:`prune`.
+        group_threshold: The threshold of groups, as for :func:`prune`.
+        groups_by: The measure of a group, as for :func:`prune`.
 
     Raises:
-        TypeError: under the conditions of :func:`prune`.
-        ValueError: under the conditions of :func:`prune`, other than a mean that is not finite.
+        TypeError: Under the conditions of :func:`prune`.
+        ValueError: Under the conditions of :func:`prune`, other than a mean that is not finite.
     """
     moments = prunable_moments(posterior, "keep_masks")
     measures = group_measures(posterior, groups_by)
@@ -133,12 +133,12 @@ def prunable_moments(posterior: Posterior, caller: str) -> dict[str, Moments]:
     """Return mean and variance of every uncertain weight.
 
     Args:
-        posterior: the posterior of a ``BayesianNet``.
-        caller: the function that an error message begins with.
+        posterior: The posterior of a ``BayesianNet``.
+        caller: The function that an error message begins with.
 
     Raises:
-        TypeError: if the posterior is not that of a ``BayesianNet``.
-        ValueError: if all variances are zero.
+        TypeError: If the posterior is not that of a ``BayesianNet``.
+        ValueError: If all variances are zero.
     """
     if not isinstance(posterior, Posterior):
         raise TypeError(
@@ -189,10 +189,10 @@ def _limits(
     """Return the threshold of each name.
 
     Args:
-        threshold: one number, or a mapping from patterns to numbers.
-        names: the weights that need a threshold.
-        weights: all weights; every pattern has to match one of them.
-        caller: the function that an error message begins with.
+        threshold: One number, or a mapping from patterns to numbers.
+        names: The weights that need a threshold.
+        weights: All weights; every pattern has to match one of them.
+        caller: The function that an error message begins with.
     """
     patterns = threshold if isinstance(threshold, Mapping) else {"*": threshold}
     for value in patterns.values():

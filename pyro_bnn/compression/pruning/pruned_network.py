@@ -1,4 +1,4 @@
-"""A pruned network: the smaller module, and where its numbers stood in the original."""
+"""A pruned network: the smaller module, and the positions of its numbers in the original."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class LayerReport:
     """The size of one weight tensor, before and after pruning.
 
     Attributes:
-        name: the name of the weight.
-        shape: its shape in the original network.
-        kept: the number of nonzero weights in the smaller network.
-        total: the number of weights in the original network.
-        new_shape: its shape in the smaller network.
+        name: The name of the weight.
+        shape: Its shape in the original network.
+        kept: The number of nonzero weights in the smaller network.
+        total: The number of weights in the original network.
+        new_shape: Its shape in the smaller network.
     """
 
     name: str
@@ -46,18 +46,18 @@ class Pruned:
     """A pruned network.
 
     Attributes:
-        module: the smaller network, at the posterior means, with zeros for single pruned weights.
-        masks: a mask for each uncertain weight, at its original size, ``True`` where the weight is
+        module: The smaller network, at the posterior means, with zeros for single pruned weights.
+        masks: A mask for each uncertain weight, at its original size, ``True`` where the weight is
             nonzero in ``module``.
-        groups: a mask for each weight under a group prior, ``True`` for the groups that were not
+        groups: A mask for each weight under a group prior, ``True`` for the groups that were not
             pruned.
-        report: a row per uncertain weight.
-        masked: the original network at full size with zeros in it: the same function.
-        kept: the remaining indices of the original, for each parameter and buffer of ``module`` and
+        report: A row per uncertain weight.
+        masked: The original network at full size with zeros in it: the same function.
+        kept: The remaining indices of the original, for each parameter and buffer of ``module`` and
             each of its axes.
-        variances: the posterior variance of each uncertain weight, cut to the size that it has in
+        variances: The posterior variance of each uncertain weight, cut to the size that it has in
             ``module``; empty where it is unknown.
-        notes: a sentence for each layer that could not be made smaller, with the reason.
+        notes: A sentence for each layer that could not be made smaller, with the reason.
     """
 
     module: nn.Module
@@ -110,11 +110,11 @@ class Pruned:
         """Return the same network with other values: rounded, quantized or fine-tuned ones.
 
         Args:
-            values: the new values of parameters or buffers of ``module`` by name, of the same
+            values: The new values of parameters or buffers of ``module`` by name, of the same
                 shapes.
 
         Raises:
-            ValueError: if ``module`` has no tensor of a name, or one of another shape.
+            ValueError: If ``module`` has no tensor of a name, or one of another shape.
         """
         module = copy.deepcopy(self.module)
         state = module.state_dict()
@@ -159,11 +159,11 @@ def assemble(
     """Return the record of a smaller network, with masks and report read off its values.
 
     Args:
-        shrunk: the smaller network.
-        original: the network at full size, or another one of the same shapes.
-        masks: a mask of the original shape for each uncertain weight.
-        groups: the groups that were not pruned, as in :class:`Pruned`.
-        variances: the variances of the remaining weights, as in :class:`Pruned`.
+        shrunk: The smaller network.
+        original: The network at full size, or another one of the same shapes.
+        masks: A mask of the original shape for each uncertain weight.
+        groups: The groups that were not pruned, as in :class:`Pruned`.
+        variances: The variances of the remaining weights, as in :class:`Pruned`.
     """
     state = shrunk.module.state_dict()
     nonzero, report = {}, []

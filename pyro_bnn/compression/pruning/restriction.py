@@ -42,15 +42,15 @@ def restrict(posterior: Posterior, pruned: Pruned) -> Restriction:
     removed units folded into them.
 
     Args:
-        posterior: the result of ``fit`` with a guide that factorizes over the weights.
-        pruned: the result of :func:`~pyro_bnn.compression.prune` for this posterior.
+        posterior: The result of ``fit`` with a guide that factorizes over the weights.
+        pruned: The result of :func:`~pyro_bnn.compression.prune` for this posterior.
 
     Returns:
         (model, guide), copies that share nothing with the posterior.
 
     Raises:
-        TypeError: if the posterior has no such guide.
-        ValueError: if ``pruned`` belongs to another posterior.
+        TypeError: If the posterior has no such guide.
+        ValueError: If ``pruned`` belongs to another posterior.
     """
     model, guide = posterior.model, posterior.guide
     if not isinstance(model, BayesianNet) or not isinstance(guide, FactorizedGuide):
@@ -92,9 +92,9 @@ def _restrict_family(family: nn.Module, kept: Sequence[Tensor], shape: torch.Siz
     """Cut every tensor of a family to the remaining weights.
 
     Args:
-        family: a family whose parameters broadcast to the weight, with axes of size one.
-        kept: the remaining indices of each axis of the weight.
-        shape: the shape of the weight before pruning.
+        family: A family whose parameters broadcast to the weight, with axes of size one.
+        kept: The remaining indices of each axis of the weight.
+        shape: The shape of the weight before pruning.
     """
     for name, parameter in list(family.named_parameters(recurse=False)):
         if parameter.dim() == len(shape):

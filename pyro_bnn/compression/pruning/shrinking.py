@@ -32,11 +32,11 @@ class Shrunk:
     """A smaller network.
 
     Attributes:
-        module: a graph module in evaluation mode, with the parameter names of the original.
-        kept: the remaining indices of the original, for every parameter and buffer of ``module``
+        module: A graph module in evaluation mode, with the parameter names of the original.
+        kept: The remaining indices of the original, for every parameter and buffer of ``module``
             and each of its axes. The values of biases differ from the original's where constants
             were folded into them.
-        notes: a sentence for each layer left whole, and for each constant channel that stays.
+        notes: A sentence for each layer that is not cut, and for each constant channel that stays.
     """
 
     module: nn.Module
@@ -49,25 +49,25 @@ def shrink(net: nn.Module, keep_inputs: bool = False) -> Shrunk:
     r"""Return the physically smaller network that computes the same function.
 
     A constant input c of a layer is folded into its bias, :math:`b_j + \sum_k W_{jck}\, c`, where k
-    runs over the positions of a kernel or of a flattened channel. Behind zero padding this would be
-    wrong at the border, so there a channel stays if its constant is not zero. Input features that
+    runs over the positions of a kernel or of a flattened channel. Under zero padding this would be
+    wrong at the border, so such a channel stays unless its constant is zero. Input features that
     no unit reads are removed where dense layers read the input. Outputs are never removed.
 
-    A layer is left whole, as are the channels that it reads, and named in ``notes`` if it is not in
-    the normal form of :func:`~pyro_bnn.compression.graph_of`, is called twice, or is a convolution
-    in groups other than a depthwise one.
+    A layer keeps its size, as do the channels that it reads, and is named in ``notes`` if it is not
+    in the normal form of :func:`~pyro_bnn.compression.graph_of`, is called twice, or is a
+    convolution in groups other than a depthwise one.
 
     Args:
-        net: a network with zeros in its weights, which is not changed. Dense layers read
+        net: A network with zeros in its weights, which is not changed. Dense layers read
             (batch, features).
-        keep_inputs: whether the smaller network reads all inputs, as before.
+        keep_inputs: Whether the smaller network reads all inputs, as before.
 
     Returns:
         The smaller network, and which parts of the original it has.
 
     Raises:
-        UnsupportedLayerError: if the network cannot be traced.
-        EmptyNetworkError: if its outputs do not depend on its inputs.
+        UnsupportedLayerError: If the network cannot be traced.
+        EmptyNetworkError: If its outputs do not depend on its inputs.
     """
     module = graph_of(net)
     flow = find_constants(module)
@@ -246,11 +246,11 @@ def _select_features(
     They are selected by a new ``index_select`` node.
 
     Args:
-        module: the graph.
-        node: the node that calls the layer.
-        layer: the layer, already cut to the channels that stay.
-        rows: its units, as indices of the original.
-        columns: its features, as indices of the original.
+        module: The graph.
+        node: The node that calls the layer.
+        layer: The layer, already cut to the channels that stay.
+        rows: Its units, as indices of the original.
+        columns: Its features, as indices of the original.
 
     Returns:
         The remaining indices of its weight, and of the buffer of the new node.

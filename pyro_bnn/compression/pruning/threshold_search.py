@@ -44,10 +44,10 @@ class TriedThreshold:
     """One threshold that was tried.
 
     Attributes:
-        names: the weights that it applies to.
-        threshold: the value; all other thresholds stayed as they were.
-        kept: the number of nonzero weights of the pruned network.
-        error: the error on the validation data, infinite if the network became a constant.
+        names: The weights that it applies to.
+        threshold: The value; all other thresholds stayed as they were.
+        kept: The number of nonzero weights of the pruned network.
+        error: The error on the validation data, infinite if the network became a constant.
     """
 
     names: tuple[str, ...]
@@ -61,12 +61,12 @@ class ChosenThresholds:
     """Thresholds for ``prune(posterior, chosen.threshold, chosen.group_threshold)``.
 
     Attributes:
-        threshold: the threshold of each weight without a group prior.
-        group_threshold: the threshold of each weight with one.
-        kept: the number of nonzero weights with these thresholds.
-        error: the error of the pruned network on the validation data.
-        unpruned_error: the error of the network at the posterior means.
-        tried: all thresholds that were tried, in order.
+        threshold: The threshold of each weight without a group prior.
+        group_threshold: The threshold of each weight with one.
+        kept: The number of nonzero weights with these thresholds.
+        error: The error of the pruned network on the validation data.
+        unpruned_error: The error of the network at the posterior means.
+        tried: All thresholds that were tried, in order.
     """
 
     threshold: dict[str, float]
@@ -107,20 +107,20 @@ def choose_thresholds(
     fraction n/N of the tolerance.
 
     Args:
-        posterior: the posterior of a ``BayesianNet``.
+        posterior: The posterior of a ``BayesianNet``.
         data: (x, y), used neither for training nor for testing.
-        tolerance: the largest increase of the error. For classes, the error is the fraction of
+        tolerance: The largest increase of the error. For classes, the error is the fraction of
             wrong examples, so 0.001 is a tenth of a percent; for regression, it is the root mean
             squared error in units of y.
-        candidates: thresholds to try, for all weights or by name. By default, the widest gaps of
+        candidates: Thresholds to try, for all weights or by name. By default, the widest gaps of
             :func:`gaps`, and for weights also 0, 1, ..., 5.
-        per_layer: whether each tensor without a group prior has a threshold of its own.
-        groups_by: the measure of a group: see :func:`~pyro_bnn.compression.group_measures`. Pass
+        per_layer: Whether each tensor without a group prior has a threshold of its own.
+        groups_by: The measure of a group: see :func:`~pyro_bnn.compression.group_measures`. Pass
             the same to ``prune``.
 
     Raises:
-        TypeError: under the conditions of :func:`~pyro_bnn.compression.prune`.
-        ValueError: under the conditions of :func:`~pyro_bnn.compression.prune`; if there are no
+        TypeError: Under the conditions of :func:`~pyro_bnn.compression.prune`.
+        ValueError: Under the conditions of :func:`~pyro_bnn.compression.prune`; if there are no
             data, if x and y differ in length, or if the tolerance is negative.
     """
     x, y = data
@@ -165,8 +165,8 @@ def gaps(measures: Tensor, number: int = 12) -> list[float]:
     sparse ends of a dense histogram would count as gaps, because single values lie there.
 
     Args:
-        measures: the measures, any shape; infinite ones are ignored.
-        number: the most gaps to return.
+        measures: The measures, any shape; infinite ones are ignored.
+        number: The most gaps to return.
     """
     values = measures[measures.isfinite()].flatten().double().sort().values
     points = values[:: max(len(values) // 200, 1)]
@@ -223,9 +223,9 @@ class _Search:
         """Return the result of a threshold for some of the weights.
 
         Args:
-            names: these weights; without any, the attempt is not recorded.
-            threshold: the threshold of these weights.
-            others: the thresholds of other weights; without one, a weight is not pruned.
+            names: These weights; without any, the attempt is not recorded.
+            threshold: The threshold of these weights.
+            others: The thresholds of other weights; without one, a weight is not pruned.
         """
         limits = {**others, **dict.fromkeys(names, threshold)}
         weights = {}

@@ -33,10 +33,10 @@ def sorted_units(net: nn.Module) -> fx.GraphModule:
     between the two. Other layers stay as they are.
 
     Args:
-        net: a network, which is not changed.
+        net: A network, which is not changed.
 
     Raises:
-        UnsupportedLayerError: if the network cannot be traced.
+        UnsupportedLayerError: If the network cannot be traced.
     """
     module = graph_of(net)
     nodes, layers = [], []

@@ -34,7 +34,7 @@ from pyro_bnn.compression.rates import entropy
 from .entropy_constraint import WeightsToCode, constrain_entropy, costs
 from .exact_k_means import k_means
 
-__all__ = ["Code", "Distortion", "codes", "half", "layer_of", "precisions", "quantize"]
+__all__ = ["Code", "Distortion", "codes", "half", "layer_name", "precisions", "quantize"]
 
 Distortion: TypeAlias = Literal["posterior", "equal"]
 
@@ -72,8 +72,8 @@ def quantize(
     r"""Return the pruned network with few distinct values per parameter; zeros stay zero.
 
     Args:
-        pruned: the network.
-        levels: the most values in each parameter, biases included; or a mapping from name patterns
+        pruned: The network.
+        levels: The most values in each parameter, biases included; or a mapping from name patterns
             to numbers. The first pattern that matches counts, and a parameter that none matches
             stays as it is.
         rule: ``"posterior"``: the distortion :math:`(w - c)^2 / (2\sigma_i^2)` with the posterior
@@ -83,8 +83,8 @@ def quantize(
         bits_weight: :math:`\beta`, the distortion that a bit is worth, in units of ln 2 nats.
 
     Raises:
-        TypeError: if ``pruned`` is not the result of :func:`~pyro_bnn.compression.prune`.
-        ValueError: if ``levels`` is below one, a pattern matches no parameter, ``rule`` is unknown
+        TypeError: If ``pruned`` is not the result of :func:`~pyro_bnn.compression.prune`.
+        ValueError: If ``levels`` is below one, a pattern matches no parameter, ``rule`` is unknown
             or ``bits_weight`` is negative; if the variances are needed and unknown; if half
             precision cannot represent a value.
     """
@@ -150,8 +150,8 @@ def precisions(pruned: Pruned, rule: Distortion) -> dict[str, Tensor]:
     r"""Return :math:`1/\sigma^2` of every number of every parameter.
 
     Args:
-        pruned: the network.
-        rule: the rule, as for :func:`quantize`.
+        pruned: The network.
+        rule: The rule, as for :func:`quantize`.
     """
     elementwise: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
@@ -163,7 +163,7 @@ def precisions(pruned: Pruned, rule: Distortion) -> dict[str, Tensor]:
         if nonzero.any():
             elementwise[name] = _capped_precision(variance, nonzero)
             all_nonzero.append(elementwise[name][nonzero])
-            means[name] = layer_means[layer_of(name)] = all_nonzero[-1].mean()
+            means[name] = layer_means[layer_name(name)] = all_nonzero[-1].mean()
     network_mean = torch.cat(all_nonzero).mean() if all_nonzero else torch.tensor(1.0)
     by_name = {}
     for name, parameter in parameters.items():
@@ -172,12 +172,12 @@ def precisions(pruned: Pruned, rule: Distortion) -> dict[str, Tensor]:
         elif name in means:
             precision = means[name]
         else:
-            precision = layer_means.get(layer_of(name), network_mean)
+            precision = layer_means.get(layer_name(name), network_mean)
         by_name[name] = precision.to(parameter.detach()).expand_as(parameter)
     return by_name
 
 
-def layer_of(parameter: str) -> str:
+def layer_name(parameter: str) -> str:
     """Return the name of the layer of a parameter: ``"fc1"`` for ``"fc1.bias"``."""
     return parameter.rpartition(".")[0]
 
@@ -197,11 +197,11 @@ def half(values: Tensor, caller: str = "half") -> Tensor:
     """Return the nearest numbers other than zero that half precision can represent.
 
     Args:
-        values: nonzero numbers, any shape.
-        caller: the function that an error message begins with.
+        values: Nonzero numbers, any shape.
+        caller: The function that an error message begins with.
 
     Raises:
-        ValueError: if the magnitude of a number exceeds 65504.
+        ValueError: If the magnitude of a number exceeds 65504.
     """
     rounded = values.to(torch.float16).to(values.dtype)
     if bool(rounded.isinf().any()):

@@ -32,8 +32,8 @@ class WeightsToCode:
 
     Attributes:
         values: w (n,).
-        precision: the inverse variance of each, (n,).
-        bits_weight: the price of a bit, in units of ln 2 nats.
+        precision: The inverse variance of each, (n,).
+        bits_weight: The price of a bit, in units of ln 2 nats.
     """
 
     values: Tensor
@@ -60,8 +60,8 @@ def constrain_entropy(weights: WeightsToCode, table: Tensor) -> ConstrainedTable
     decreases.
 
     Args:
-        weights: the weights to describe.
-        table: the values to start with, (levels,).
+        weights: The weights to describe.
+        table: The values to start with, (levels,).
     """
     best = _alternate(weights, table)
     while len(best.table) > 1:
@@ -114,9 +114,9 @@ def costs(values: Tensor, precision: Tensor, table: Tensor, nats: Tensor) -> Ten
     """Return distortion plus code length of each weight at each level, in nats, (n, levels).
 
     Args:
-        values: the weights (n,).
-        precision: the inverse variance of each, (n,).
-        table: the value of each level, (levels,).
-        nats: the code length of each level, (levels,).
+        values: The weights (n,).
+        precision: The inverse variance of each, (n,).
+        table: The value of each level, (levels,).
+        nats: The code length of each level, (levels,).
     """
     return (values[:, None] - table).square() * (precision[:, None] / 2) + nats

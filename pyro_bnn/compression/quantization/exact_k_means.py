@@ -23,7 +23,7 @@ from torch import Tensor
 
 __all__ = ["k_means"]
 
-_MOST_POINTS = 2**16
+_MAX_POINTS = 2**16
 
 
 def k_means(values: Tensor, levels: int, weights: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def k_means(values: Tensor, levels: int, weights: Tensor | None = None) -> Tenso
         weights: a (n,), positive; 1 by default.
 
     Raises:
-        ValueError: if there are no values, or ``levels`` is below one.
+        ValueError: If there are no values, or ``levels`` is below one.
 
     Example:
         >>> k_means(torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0]), 2).tolist()
@@ -66,10 +66,10 @@ def _distinct(values: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Return ascending distinct points and their masses; too many become means of neighbors."""
     points, place = torch.unique(values, return_inverse=True)
     total = torch.zeros_like(points).index_add_(0, place, mass)
-    if len(points) <= _MOST_POINTS:
+    if len(points) <= _MAX_POINTS:
         return points, total
-    place = torch.arange(len(points)) * _MOST_POINTS // len(points)
-    zeros = torch.zeros(_MOST_POINTS, dtype=points.dtype)
+    place = torch.arange(len(points)) * _MAX_POINTS // len(points)
+    zeros = torch.zeros(_MAX_POINTS, dtype=points.dtype)
     merged = zeros.index_add(0, place, total)
     return zeros.index_add(0, place, total * points) / merged, merged
 

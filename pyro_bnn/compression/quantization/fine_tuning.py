@@ -62,29 +62,29 @@ def fine_tune(
     a function of the arguments and the seed.
 
     Args:
-        quantized: the result of :func:`~pyro_bnn.compression.quantize`.
+        quantized: The result of :func:`~pyro_bnn.compression.quantize`.
         data: (x, y).
         mode: ``"centroids"`` or ``"straight-through"``.
-        epochs: the number of passes over the data.
-        batch_size: the size of the minibatches.
-        learning_rate: the learning rate at the start.
+        epochs: The number of passes over the data.
+        batch_size: The size of the minibatches.
+        learning_rate: The learning rate at the start.
         bits_weight: :math:`\beta` of the assignments, as for ``quantize``, if the mode is
             straight-through. It needs the variances of the weights.
-        settle: the last fraction of the steps, in which assignments are fixed, if the mode is
+        settle: The last fraction of the steps, in which assignments are fixed, if the mode is
             straight-through.
-        start: the pruned network before quantization, where the latent numbers start; by default
+        start: The pruned network before quantization, where the latent numbers start; by default
             the quantized one.
-        teacher: class probabilities (n, classes) to match instead of the labels, such as
+        teacher: Class probabilities (n, classes) to match instead of the labels, such as
             ``posterior.predict(x).mean``.
-        loss: a function of outputs and targets, a mean over the batch.
-        seed: the seed of the order of the data.
-        progress: whether to show a bar if training takes longer than two seconds.
+        loss: A function of outputs and targets, a mean over the batch.
+        seed: The seed of the order of the data.
+        progress: Whether to show a bar if training takes longer than two seconds.
 
     Raises:
-        ValueError: if an argument is out of range or the mode is unknown; if the teacher does not
+        ValueError: If an argument is out of range or the mode is unknown; if the teacher does not
             fit the data; if ``start`` is another network; if ``bits_weight`` needs variances that
             are unknown.
-        DataError: if the data are not finite, or differ in length.
+        DataError: If the data are not finite, or differ in length.
     """
     if mode not in ("centroids", "straight-through"):
         raise ValueError(
@@ -149,9 +149,9 @@ class _Support:
     """The nonzero numbers of a network, whose parameters are laid end to end.
 
     Attributes:
-        module: the network.
-        positions: the positions of the nonzero numbers.
-        values: the nonzero numbers.
+        module: The network.
+        positions: The positions of the nonzero numbers.
+        values: The nonzero numbers.
     """
 
     def __init__(self, pruned: Pruned) -> None:
@@ -191,8 +191,8 @@ class _Codebooks:
     """All codebooks in one table.
 
     Attributes:
-        table: the values of one codebook after another.
-        code: the index in the table of the value of each nonzero number.
+        table: The values of one codebook after another.
+        code: The index in the table of the value of each nonzero number.
     """
 
     def __init__(self, quantized: Pruned, support: _Support, bits_weight: float) -> None:
@@ -258,7 +258,7 @@ class _Training:
     """The training loop that both functions share.
 
     Attributes:
-        num_steps: the number of steps of the optimizer.
+        num_steps: The number of steps of the optimizer.
     """
 
     def __init__(
@@ -305,7 +305,7 @@ class _Training:
             optimizer.step()
 
     def descend(self, values: Tensor) -> None:
-        """Add the gradient of the loss on the next minibatch, at the tensors behind the values."""
+        """Backpropagate the loss on the next minibatch through the values."""
         x, target = next(self._stream)
         tensors = self._support.parameters(values) | self._buffers
         outputs = torch.func.functional_call(self._support.module, tensors, (x,))

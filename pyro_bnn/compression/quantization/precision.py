@@ -1,6 +1,6 @@
 r"""Fixed point with as many bits as the posterior variances ask for: noise need not be stored.
 
-A number is written with t bits behind the point, as a multiple of :math:`2^{-t}`; rounding moves it
+A number is written with t binary places, as a multiple of :math:`2^{-t}`; rounding moves it
 by at most :math:`2^{-(t+1)}`. Two rules choose t for a weight:
 
 ``"variance"``
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_bnn.compression.pruning.pruned_network import Pruned
 
-from .codebooks import layer_of
+from .codebooks import layer_name
 
 __all__ = [
     "FixedPoint",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Rule: TypeAlias = Literal["variance", "standard deviation"]
-_MOST = 23  # bits of a float32 significand
+_MAX_BITS = 23  # bits of a float32 significand
 
 
 class Precision(NamedTuple):
@@ -56,17 +56,17 @@ class Precision(NamedTuple):
 
 
 def significand_bits(variance: Tensor, rule: Rule = "variance") -> Tensor:
-    r"""Return the bits t behind the point for each weight, from 0 to 23.
+    r"""Return the number t of binary places of each weight, from 0 to 23.
 
     .. math:: t = \#\{s \in 1 \ldots 23 : v < 2^{-s}\}, \qquad
         v = 2 \mathrm{Var}\,w \text{ or } v = \mathrm{sd}\,w
 
     Args:
-        variance: posterior variances, any shape.
+        variance: Posterior variances, any shape.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: if the rule is unknown.
+        ValueError: If the rule is unknown.
 
     Example:
         >>> significand_bits(torch.tensor([1e-2, 1e-3, 1e-4])).tolist()
@@ -79,7 +79,7 @@ def significand_bits(variance: Tensor, rule: Rule = "variance") -> Tensor:
             f"significand_bits: expected the rule 'variance' or 'standard deviation', got {rule!r}"
         )
     noise = 2 * variance.double() if rule == "variance" else variance.double().sqrt()
-    steps = torch.exp2(-torch.arange(1, _MOST + 1, dtype=noise.dtype, device=noise.device))
+    steps = torch.exp2(-torch.arange(1, _MAX_BITS + 1, dtype=noise.dtype, device=noise.device))
     return (noise[..., None] < steps).sum(-1)
 
 
@@ -91,7 +91,7 @@ def exponent_bits(weights: Tensor) -> int:
     as the formula gives for a largest weight of 1.
 
     Args:
-        weights: the weights of one layer.
+        weights: The weights of one layer.
     """
     if not weights.numel():
         return 1
@@ -107,7 +107,7 @@ def rounded(values: Tensor, significand: int) -> Tensor:
     .. math:: \lfloor w / 2^{-t} + \tfrac12 \rfloor\, 2^{-t}
 
     Args:
-        values: any shape.
+        values: Any shape.
         significand: t.
     """
     step = 2.0**-significand
@@ -120,11 +120,11 @@ def bits_per_layer(pruned: Pruned, rule: Rule = "variance") -> dict[str, Precisi
     The significand has the mean of the bits of its nonzero weights, rounded up.
 
     Args:
-        pruned: a network with the variances of its weights.
+        pruned: A network with the variances of its weights.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: if the variances or the rule are unknown.
+        ValueError: If the variances or the rule are unknown.
     """
     return _precisions(pruned, rule, "bits_per_layer")
 
@@ -145,17 +145,17 @@ def fixed_point(pruned: Pruned, rule: Rule = "variance") -> FixedPoint:
     :func:`~pyro_bnn.compression.fast_prediction_rate` counts.
 
     Args:
-        pruned: a network with the variances of its weights.
+        pruned: A network with the variances of its weights.
         rule: ``"variance"`` (as published) or ``"standard deviation"``.
 
     Raises:
-        ValueError: if the variances or the rule are unknown.
+        ValueError: If the variances or the rule are unknown.
     """
     precisions = _precisions(pruned, rule, "fixed_point")
-    by_layer = {layer_of(name): precision for name, precision in precisions.items()}
+    by_layer = {layer_name(name): precision for name, precision in precisions.items()}
     values = {}
     for name, parameter in pruned.module.named_parameters():
-        precision = precisions.get(name, by_layer.get(layer_of(name)))
+        precision = precisions.get(name, by_layer.get(layer_name(name)))
         if precision is not None:
             values[name] = rounded(parameter, precision.significand)
     return FixedPoint(pruned.with_values(values), precisions)

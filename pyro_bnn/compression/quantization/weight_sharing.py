@@ -48,14 +48,14 @@ class WeightSharing(nn.Module):
 
     Args:
         levels: K, the number of components other than that at zero; two or more.
-        reach: the means start from ``-reach`` to ``reach``.
+        reach: The means start from ``-reach`` to ``reach``.
         zero_probability: :math:`\pi_0`.
         variances: (a, b) of the inverse Gamma distribution of :math:`\sigma_k^2`, the mode of which
             is b / (a + 1).
         zero_variance: (a, b) for the component at zero. The default is narrow and informative.
 
     Raises:
-        ValueError: if there are fewer than two levels, the probability is outside (0, 1), or
+        ValueError: If there are fewer than two levels, the probability is outside (0, 1), or
             another argument is not positive.
     """
 
@@ -91,12 +91,12 @@ class WeightSharing(nn.Module):
         pyro.factor(f"{name}.hyper_prior", self.log_hyper_prior())
         mixture = Mixture(
             dist.Categorical(logits=self.log_proportions(), validate_args=False),
-            dist.Normal(self.centres(), self._deviations(), validate_args=False),
+            dist.Normal(self.centers(), self._deviations(), validate_args=False),
             validate_args=False,
         )
         return pyro.sample(name, mixture.expand(shape).to_event(len(shape)))
 
-    def centres(self) -> Tensor:
+    def centers(self) -> Tensor:
         """Return the means of all components (K + 1,): zero, then the learned ones."""
         return torch.cat([self.means.new_zeros(1), self.means])
 
@@ -120,7 +120,7 @@ class WeightSharing(nn.Module):
         Returns:
             Probabilities, (..., K + 1).
         """
-        components: Distribution = Normal(self.centres(), self._deviations())
+        components: Distribution = Normal(self.centers(), self._deviations())
         log_density = components.log_prob(weights[..., None])
         return torch.softmax(self.log_proportions() + log_density, -1)
 
@@ -129,7 +129,7 @@ class WeightSharing(nn.Module):
         """Return for each weight the mean of its most responsible component, in half precision.
 
         Args:
-            weights: any shape.
+            weights: Any shape.
         """
         values = torch.cat([self.means.new_zeros(1), half(self.means, "shared")])
         return values[self.responsibilities(weights).argmax(-1)]
@@ -139,7 +139,7 @@ class WeightSharing(nn.Module):
         """Return the ascending nonzero values that :meth:`shared` gives to weights.
 
         Args:
-            weights: any shape.
+            weights: Any shape.
         """
         values = self.shared(weights)
         ascending: Tensor = torch.unique(values[values != 0])
@@ -162,12 +162,12 @@ def shared(network: nn.Module | Pruned, priors: Mapping[str, WeightSharing]) -> 
     Args:
         network: ``posterior.mean_network()``, with the weights as they were fitted, or a pruned
             one.
-        priors: the fitted prior of each weight by name,
+        priors: The fitted prior of each weight by name,
             ``{name: model.prior_of(name) for name in model.names}`` with
             ``model = posterior.model``.
 
     Raises:
-        ValueError: if the network has no weight of a name.
+        ValueError: If the network has no weight of a name.
     """
     module = network.module if isinstance(network, Pruned) else network
     parameters = dict(module.named_parameters())

@@ -169,7 +169,7 @@ class Softmax(nn.Module):
 
 def test_networks_that_the_format_cannot_hold_are_an_error():
     with pytest.raises(
-        UnsupportedLayerError, match=r"node 'softmax': softmax is none of the operations"
+        UnsupportedLayerError, match=r"node 'softmax': the format has no operation softmax"
     ):
         encode(Softmax())
     with pytest.raises(UnsupportedLayerError, match=r"Bilinear|LayerNorm"):

@@ -10,7 +10,7 @@ from pyro_bnn.compression.pbnn.range_coder import (
     FormatError,
     RangeDecoder,
     RangeEncoder,
-    most_decisions,
+    max_decisions,
 )
 
 
@@ -32,7 +32,7 @@ def test_the_length_of_a_message_is_its_entropy(probability):
     message = encoder.finish()
     assert recorder.cost() / 8 == pytest.approx(entropy)
     assert entropy - 1 <= len(message) <= 1.001 * entropy + 2
-    assert len(recorder.record) <= most_decisions(len(message)) or probability in (16, 65520)
+    assert len(recorder.record) <= max_decisions(len(message)) or probability in (16, 65520)
     if probability in (16, 65520):  # more decisions than a reader accepts in so few bytes
         message += bytes(100)
     decoder = RangeDecoder(message)

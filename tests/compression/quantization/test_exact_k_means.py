@@ -62,11 +62,11 @@ def test_no_intervals_have_less_spread():
 
 
 def test_too_many_values_are_merged_first(monkeypatch):
-    monkeypatch.setattr("pyro_bnn.compression.quantization.exact_k_means._MOST_POINTS", 500)
+    monkeypatch.setattr("pyro_bnn.compression.quantization.exact_k_means._MAX_POINTS", 500)
     values = torch.randn(20_000)
     monkeypatch.undo()
     exact, ones = k_means(values, 8), torch.ones(20_000)
-    monkeypatch.setattr("pyro_bnn.compression.quantization.exact_k_means._MOST_POINTS", 500)
+    monkeypatch.setattr("pyro_bnn.compression.quantization.exact_k_means._MAX_POINTS", 500)
     merged = k_means(values, 8)
     assert not torch.equal(exact, merged)
     assert spread(values, ones, merged) == pytest.approx(spread(values, ones, exact), rel=1e-3)

@@ -1,4 +1,4 @@
-"""Layers that cannot be cut are left whole and named, and constant networks are an error."""
+"""Layers that cannot be cut keep their size and are named; constant networks are an error."""
 
 import pytest
 import torch
@@ -49,23 +49,23 @@ def tied():
 
 
 WHOLE = {
-    "softmax": (lambda: Around(nn.Softmax(-1)), "middle is left whole: a Softmax"),
+    "softmax": (lambda: Around(nn.Softmax(-1)), "middle cannot be cut: a Softmax"),
     "called twice": (
         lambda: Around(Twice(nn.Linear(6, 6))),
-        "middle.part is left whole: it is called more than once",
+        "middle.part cannot be cut: it is called more than once",
     ),
-    "hooks": (lambda: Around(hooked()), "middle is left whole: it has hooks"),
+    "hooks": (lambda: Around(hooked()), "middle cannot be cut: it has hooks"),
     "normalised weights": (
         lambda: Around(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))),
-        "middle is left whole: a ParametrizedLinear",
+        "middle cannot be cut: a ParametrizedLinear",
     ),
-    "tied": (lambda: Around(tied()), "middle.0 is left whole: another layer has the same weights"),
-    "in place": (lambda: Around(Doubled()), "a stays whole: mul_() is not a step"),
+    "tied": (lambda: Around(tied()), "middle.0 cannot be cut: another layer has the same weights"),
+    "in place": (lambda: Around(Doubled()), "a cannot be cut: mul_() is not a step"),
     "batch statistics": (
         lambda: Around(nn.BatchNorm1d(6, track_running_stats=False)),
-        "middle is left whole: it has no running statistics",
+        "middle cannot be cut: it has no running statistics",
     ),
-    "layer norm": (lambda: Around(nn.LayerNorm(6)), "middle is left whole: a LayerNorm"),
+    "layer norm": (lambda: Around(nn.LayerNorm(6)), "middle cannot be cut: a LayerNorm"),
     "groups": (
         lambda: nn.Sequential(
             nn.Conv1d(2, 4, 1),
@@ -74,7 +74,7 @@ WHOLE = {
             nn.Flatten(),
             nn.Linear(20, 2),
         ),
-        "2 is left whole: its channels are in groups",
+        "2 cannot be cut: its channels are in groups",
     ),
 }
 
@@ -100,7 +100,7 @@ def test_a_bare_layer_is_left_whole():
     net = nn.Linear(4, 2)
     small = shrink(net)
     assert torch.equal(small.module.weight, net.weight)
-    assert small.notes == ("weight, bias stays whole: linear() is not a step that can be shrunk",)
+    assert small.notes == ("weight, bias cannot be cut: linear() is not a step that can be shrunk",)
 
 
 @torch.no_grad()

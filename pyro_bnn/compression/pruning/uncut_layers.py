@@ -1,4 +1,4 @@
-"""Layers that are left whole: the reasons for which the channels of a layer cannot be cut."""
+"""Layers that keep their size: the reasons for which the channels of a layer cannot be cut."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .layers import (
     NORM_RANKS,
     BatchNorm,
     Convolution,
+    direct_tensors,
     is_affine,
     is_depthwise,
     is_norm,
-    own_tensors,
 )
 
 __all__ = ["LayerUses"]
@@ -32,16 +32,16 @@ class LayerUses:
                 self._calls[str(node.target)] += 1
         self._owners: Counter[int] = Counter()
         for layer in module.modules():
-            for tensor in own_tensors(layer):
+            for tensor in direct_tensors(layer):
                 self._owners[id(tensor)] += 1
 
-    def reason_to_leave(self, name: str, layer: nn.Module, source: Channels | None) -> str:
+    def reason_not_to_cut(self, name: str, layer: nn.Module, source: Channels | None) -> str:
         """Return why a layer cannot be cut, as the end of a sentence, or ``""`` if it can.
 
         Args:
-            name: the name of the layer.
-            layer: the layer that a node calls.
-            source: the channels that it reads, ``None`` where these are left whole.
+            name: The name of the layer.
+            layer: The layer that a node calls.
+            source: The channels that it reads, ``None`` where these cannot be cut.
         """
         if not is_affine(layer) and not is_norm(layer):
             return f"a {type(layer).__name__} is not a layer that can be shrunk"
@@ -49,7 +49,7 @@ class LayerUses:
             return "it has hooks"
         if self._calls[name] > 1:
             return "it is called more than once"
-        for tensor in own_tensors(layer):
+        for tensor in direct_tensors(layer):
             if self._owners[id(tensor)] > 1:
                 return "another layer has the same weights"
         if is_norm(layer):
@@ -59,7 +59,7 @@ class LayerUses:
         return _convolution_reason(cast(Convolution, layer), source)
 
 
-_NO_SOURCE = "its input is left whole"
+_NO_SOURCE = "its input cannot be cut"
 _NO_CHANNELS = "its input does not have the channels that it reads"
 
 
