@@ -55,14 +55,14 @@ def run_pyro_bnn(method: str, chains: int, draws: int) -> Record:
     from pyro_bnn.runtime.compile import compiled
 
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    started = time.perf_counter()
     compiled(lambda a: (a.sin() @ a,), [torch.ones(3, 3)], "a first graph")
-    once = time.perf_counter() - began
+    once = time.perf_counter() - started
     x, y, at = map(torch.from_numpy, problem())
     net = nn.Sequential(nn.Linear(1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
     model = BayesianNet(net, {"*": priors.Normal()}, likelihoods.Gaussian(NOISE), num_data=60)
     data = x, y
-    began = time.perf_counter()
+    started = time.perf_counter()
     if method == "hmc":
         posterior = mcmc.hmc(model, data, chains=chains, warmup=WARMUP, draws=draws, progress=False)
     elif method == "nutpie":
@@ -80,7 +80,7 @@ def run_pyro_bnn(method: str, chains: int, draws: int) -> Record:
         posterior = mcmc.nuts(
             model, data, max_tree_depth=DEPTH, chains=chains, warmup=15, draws=15, progress=False
         )
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     values = posterior.functions(at)["mean"].numpy()
     return measured(values, seconds, posterior.facts["gradients"]) | {"once": once}
 
@@ -115,20 +115,20 @@ def run_numpyro(chains: int, draws: int) -> Record:
         chain_method="vectorized",
         progress_bar=False,
     )
-    began = time.perf_counter()
+    started = time.perf_counter()
     run.warmup(jax.random.PRNGKey(0), x, y, extra_fields=("num_steps",), collect_warmup=True)
     gradients = int(run.get_extra_fields()["num_steps"].sum())
     run.run(run.post_warmup_state.rng_key, x, y, extra_fields=("num_steps",))
     weights = run.get_samples(group_by_chain=True)
     jax.block_until_ready(weights)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     gradients += int(run.get_extra_fields()["num_steps"].sum())
     values = jax.vmap(jax.vmap(lambda w: forward(w, at)))(weights)
     return measured(np.asarray(values), seconds, gradients)
 
 
 def measured(values: np.ndarray, seconds: float, gradients: int) -> Record:
-    """Return the record of a run, from its function values (chain, draw, 20)."""
+    """Return the record of a run, computed from its function values (chain, draw, 20)."""
     import arviz as az
 
     ess, r_hat = [], []

@@ -28,7 +28,7 @@ def milliseconds(
 
     Args:
         rows: the steps by name.
-        steps: how many steps are timed together, for all rows or for each.
+        steps: the number of steps that are timed together, for all rows or for each.
         rounds: the number of times of each row; one more round warms up.
     """
     numbers = steps if isinstance(steps, Mapping) else dict.fromkeys(rows, steps)

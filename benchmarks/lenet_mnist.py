@@ -9,8 +9,8 @@ lenet-300-100 --data mnist``, whose defaults are the recipe: weights start at N(
 sigma^2 at -10; Adam; batches of 100 of all 60,000 images; learning rate 1e-3 for the first half,
 then linearly to zero; KL weight 0 for five epochs, then linearly to one in fifteen. The last epoch
 is reported; nothing is selected on test data. A killed run resumes where it stopped. Results are
-kept in benchmarks/results/lenet_mnist/, and ``table`` makes benchmarks/results/lenet_mnist.md of
-them.
+written to benchmarks/results/lenet_mnist/, and ``table`` collects them in
+benchmarks/results/lenet_mnist.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HEAD = (
 
 
 def fit_command(row: str, seed: int, epochs: int, data_dir: str | None, folder: Path) -> list[str]:
-    """Return the words of the command line."""
+    """Return the command as a list of arguments."""
     command = ["pyro-bnn", "fit", "lenet-300-100", "--data", "mnist", "--seed", str(seed)]
     command += ["--epochs", str(epochs), "--out", str(folder), "--threads", "1"]
     command += ["--checkpoint-every", "5", *ROWS[row]]
@@ -56,7 +56,7 @@ def fit_command(row: str, seed: int, epochs: int, data_dir: str | None, folder: 
 
 
 def run(row: str, seed: int, epochs: int, data_dir: str | None, out: str) -> None:
-    """Fit by the command line, and keep the numbers."""
+    """Fit with the command line, and save the metrics."""
     folder = Path(out) / f"{row}-{seed}"
     command = fit_command(row, seed, epochs, data_dir, folder)
     program = Path(sys.executable).with_name("pyro-bnn")

@@ -1,4 +1,4 @@
-"""What the commands of ``pyro-bnn`` share: the application, its errors, and common options."""
+"""The application ``pyro-bnn`` with its errors, and the options that its commands share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 class OneLineErrors(TyperGroup):
     """Commands that report an expected error in one line on stderr.
 
-    The exit status is 2 for a user's mistake, 1 where the run itself failed, and 130 after Ctrl-C.
+    The exit status is 2 for a user's mistake, 1 if the run itself failed, and 130 after Ctrl-C.
     Unexpected errors keep their traceback.
     """
 
@@ -86,7 +86,7 @@ app = typer.Typer(
 
 
 def option(text: str, *flags: str, **settings: Any) -> Any:
-    """Return an option whose help says what happens when it is left out.
+    """Return an option without a default in its help; the text explains what happens without it.
 
     Args:
         text: the help.

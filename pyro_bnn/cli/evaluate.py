@@ -25,7 +25,7 @@ def evaluate(
     ood: Annotated[
         str | None,
         option(
-            "Also show how uncertain it is of inputs of another kind: notmnist.",
+            "Also measure the uncertainty about inputs of another kind: notmnist.",
             parser=name_parser(OutOfDistributionName),
             metavar="TEXT",
         ),
@@ -76,9 +76,9 @@ def evaluate(
             )
         typer.echo(str(evaluate_compressed(run, data, data_dir, model)))
     elif run.suffix == ".pbnn" and not run.exists():
-        raise ValueError(f"{run}: there is no such file")
+        raise ValueError(f"{run}: expected a compressed file, but there is no such file")
     elif data is not None or model is not None:
-        raise ValueError(f"{run}: --data and --model are for compressed files; a run knows its own")
+        raise ValueError(f"{run}: --data and --model are for compressed files; a run has its own")
     else:
         _evaluate_run(run, draws, ood, data_dir, threads)
 

@@ -1,4 +1,4 @@
-"""``pyro-bnn fit`` and ``pyro-bnn demo``: train a network, evaluate it, keep the results."""
+"""``pyro-bnn fit`` and ``pyro-bnn demo``: train a network, evaluate it, save the results."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def fit(
     ] = "5:20",
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out and its settings.")
+        bool, typer.Option("--resume", help="Resume the run in --out with its settings.")
     ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     snapshots: Annotated[
@@ -112,13 +112,13 @@ def fit(
     ] = 0,
     data_dir: DataDir = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch MNIST if it is not there.")
+        bool, typer.Option("--download", help="Download MNIST if it is missing.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Threads = None,
     draws: Draws = 50,
 ) -> None:
-    """Train a Bayesian network, evaluate it on test data, keep everything in a folder.
+    """Train a Bayesian network, evaluate it on test data, and save everything in a folder.
 
     lenet-300-100 --data mnist, with the defaults of all other options, is the published recipe of
     Sparse Variational Dropout: 200 epochs in batches of 100, Adam at 1e-3 for half of them and then
@@ -135,14 +135,14 @@ def fit(
     \b
     Written to --out:
       run.json         the settings, and the versions of the packages
-      checkpoint/      the state of the training; --resume goes on from it, bit for bit
+      checkpoint/      the state of the training; --resume continues from it, bit for bit
       posterior.json   the posterior, with its safetensors file
       metrics.json     test metrics of the last epoch (test data select nothing)
       loss_terms.png   the terms of the loss over the epochs
       snapshots/       with --snapshots: the pruned weights, for the animation of pyro-bnn compress
 
-    Ctrl-C ends the run after the present step; the posterior at that point is evaluated and kept
-    (exit status 130), and --resume goes on. A folder that holds another run is never overwritten.
+    Ctrl-C ends the run after the present step; the posterior at that point is evaluated and saved
+    (exit status 130), and --resume continues. A folder that holds another run is never overwritten.
     """
     from pyro_bnn.runs.registry import require_used_options
     from pyro_bnn.runs.run import settings_to_resume
@@ -278,7 +278,7 @@ def _exit_if_interrupted(out: Path, evaluation: Evaluation) -> None:
     if training["interrupted"]:
         typer.echo(
             f"pyro-bnn: stopped in epoch {training['epochs'] + 1}; "
-            f"go on with: pyro-bnn fit --out {out} --resume",
+            f"resume with: pyro-bnn fit --out {out} --resume",
             err=True,
         )
         raise typer.Exit(130)

@@ -1,4 +1,4 @@
-"""Figures of compression: what was pruned, what remains, and how much faster the network is."""
+"""Figures of compression: pruned weights, remaining units, and acceleration."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def plot_pruning_histograms(
     Args:
         measures: of each weight or group, by tensor.
         thresholds: one for all tensors or one per tensor; at or above it a weight is pruned.
-        label: what the measure is.
-        of: the things that are counted, in the plural.
+        label: a description of the measure.
+        of: the name of the counted items, in the plural.
     """
     limits = thresholds
     if not isinstance(limits, Mapping):
@@ -125,7 +125,7 @@ def _draw_threshold(axes: Axes, limit: float) -> None:
     )
 
 
-_REACH = 16.0  # nats from a threshold to the end of the axis; farther values are in no doubt
+_REACH = 16.0  # nats from a threshold to the end of the axis; farther values are clear cases
 
 
 def _axis_range(values: Sequence[Tensor], limits: Sequence[float]) -> _Range:
@@ -154,16 +154,16 @@ def plot_receptive_fields(
 ) -> Figure:
     """Plot the weights of the remaining units of a first layer as images.
 
-    Left, for a dense layer: how many units use each pixel. Right: the weights of each unit as an
-    image, those of the largest norm first; blue below zero, red above, gray outside of the images.
-    Filters of a convolution are drawn as they are, summed over their input channels.
+    Left, for a dense layer: the number of units that use each pixel. Right: the weights of each
+    unit as an image, those of the largest norm first; blue below zero, red above, gray outside of
+    the images. Filters of a convolution are drawn as they are, summed over their input channels.
 
     Args:
         weight: (units, pixels), or (filters, channels, height, width).
         mask: ``True`` where a weight is kept.
         shape: of the image; by default it is square.
         name: of the layer.
-        most: the largest number of units that are drawn.
+        most: the largest number of units to draw.
 
     Raises:
         ValueError: if the weight does not have the shape of such images.
@@ -224,7 +224,7 @@ def _draw_pixel_use(axes: Axes, images: Tensor, figure: Figure) -> None:
     counts = (images != 0).sum(0)
     shades = axes.imshow(counts.numpy(), cmap="cividis", vmin=0, interpolation="none")
     axes.set_axis_off()
-    set_title(axes, f"{int((counts > 0).sum())} of {counts.numel()} pixels are looked at")
+    set_title(axes, f"{int((counts > 0).sum())} of {counts.numel()} pixels are used")
     bar = figure.colorbar(shades, ax=axes, location="bottom", shrink=0.9, pad=0.02, aspect=30)
     bar.set_label("number of units", fontsize=9)
     bar.outline.set_visible(False)
@@ -238,8 +238,8 @@ def _contact_sheet(images: Tensor, rows: int, columns: int) -> Tensor:
         images = images.repeat_interleave(4, 1).repeat_interleave(4, 2)
     height, width = images.shape[1:]
     sheet = torch.zeros(rows * (height + 1) + 1, columns * (width + 1) + 1)
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for position, image in enumerate(images):
+        row, column = divmod(position, columns)
         top, left = row * (height + 1), column * (width + 1)
         # frames of neighbors overlap, images do not
         sheet[top : top + height + 2, left : left + width + 2] = torch.nan
@@ -273,11 +273,11 @@ def plot_acceleration(
     figure = new_figure(7.4, 1.5 + 0.42 * len(bars))
     axes = figure.subplots()
     longest = 1.0
-    for place, bar in enumerate(bars):
-        axes.barh(place, bar.ratio, height=0.62, color=bar.color)
+    for position, bar in enumerate(bars):
+        axes.barh(position, bar.ratio, height=0.62, color=bar.color)
         axes.annotate(
             f"{bar.ratio:.1f}×   {bar.note}",
-            (max(bar.ratio, 1.0), place),
+            (max(bar.ratio, 1.0), position),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",

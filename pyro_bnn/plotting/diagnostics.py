@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .panels import draw_band
 from .style import (
     BLUE,
     GRAY,
@@ -88,24 +89,9 @@ def _draw_bands(axes: Axes, comparison: Comparison, name: str, order: Tensor) ->
     mean, stddev = curve.mean[order].cpu(), curve.stddev[order].cpu()
     if curve.interval is not None:
         lower, upper = curve.interval
-        axes.fill_between(
-            position,
-            lower[order].cpu(),
-            upper[order].cpu(),
-            color=BLUE,
-            alpha=0.15,
-            linewidth=0,
-            label="90% interval of y",
-        )
-    axes.fill_between(
-        position,
-        mean - 2 * stddev,
-        mean + 2 * stddev,
-        color=BLUE,
-        alpha=0.35,
-        linewidth=0,
-        label="f(x), ±2 sd",
-    )
+        lower, upper = lower[order].cpu(), upper[order].cpu()
+        draw_band(axes, position, lower, upper, 0.15, "90% interval of y")
+    draw_band(axes, position, mean - 2 * stddev, mean + 2 * stddev, 0.35, "f(x), ±2 sd")
     axes.plot(position, mean, color=BLUE, linewidth=1)
     if comparison.data is not None:
         x, y = comparison.data

@@ -1,4 +1,4 @@
-"""Panels that several figures share: a matrix, the weights of units as images, a digit."""
+"""Panels that several figures share: a band, a matrix, the weights of units as images, a digit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from .style import BLUE, RED, color_limit, hide_ticks, set_title, signed_colorma
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_digit", "draw_matrix", "draw_unit_images"]
+__all__ = ["draw_band", "draw_digit", "draw_matrix", "draw_unit_images"]
 
 _DENSE = 0.2  # matrices with a larger fraction of nonzero weights are drawn as images
+
+
+def draw_band(
+    axes: Axes, position: Tensor, lower: Tensor, upper: Tensor, alpha: float, label: str
+) -> None:
+    """Draw a blue band between two curves over one input."""
+    axes.fill_between(position, lower, upper, color=BLUE, alpha=alpha, linewidth=0, label=label)
 
 
 def draw_matrix(axes: Axes, matrix: Tensor) -> None:
@@ -53,16 +60,16 @@ def draw_unit_images(
         axes: where to draw.
         matrix: (units, side * side).
         side: the height and width of the images.
-        number: how many units are drawn; those with most nonzero weights.
-        title: by default, how many units have nonzero weights.
+        number: the number of units that are drawn, those with most nonzero weights.
+        title: by default, the number of units that have nonzero weights.
     """
     counts = (matrix != 0).sum(1)
     busiest = counts.argsort(descending=True, stable=True)[:number]
     rows = math.isqrt(number)
     columns = math.ceil(number / rows)
     sheet = torch.full((rows * (side + 1) + 1, columns * (side + 1) + 1), torch.nan)
-    for place, unit in enumerate(busiest.tolist()):
-        row, column = divmod(place, columns)
+    for position, unit in enumerate(busiest.tolist()):
+        row, column = divmod(position, columns)
         top, left = row * (side + 1) + 1, column * (side + 1) + 1
         sheet[top : top + side, left : left + side] = matrix[unit].reshape(side, side)
     limit = color_limit(matrix)

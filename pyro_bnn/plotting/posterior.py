@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_bnn.compression import Pruned
 from pyro_bnn.posterior import Posterior, Prediction
 
-from .panels import draw_digit
+from .panels import draw_band, draw_digit
 from .style import BLUE, GRAY, ORANGE, new_figure, open_axes, set_title
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def plot_accuracy_against_draws(
         y: labels (n,).
         pruned: as :func:`~pyro_bnn.compression.prune` returns it, or ``None``.
         draws: the largest K.
-        seed: of the draws.
+        seed: the seed of the draws.
     """
-    probs = torch.cat([part["probs"] for part in posterior.components(x, draws, seed)])
+    probs = torch.cat([chunk["probs"] for chunk in posterior.components(x, draws, seed)])
     counts = torch.arange(1, len(probs) + 1)
     average = probs.double().cumsum(0) / counts[:, None, None]
     labels = y.expand(len(probs), -1)[..., None]
@@ -173,24 +173,10 @@ def plot_regression_bands(
     lower, upper = prediction.interval(level)
     figure = new_figure(7.0, 3.8)
     axes = figure.subplots()
-    axes.fill_between(
-        position,
-        lower[order].cpu(),
-        upper[order].cpu(),
-        color=BLUE,
-        alpha=0.18,
-        linewidth=0,
-        label=f"{level:.0%} interval of y",
-    )
-    axes.fill_between(
-        position,
-        mean - deviation,
-        mean + deviation,
-        color=BLUE,
-        alpha=0.35,
-        linewidth=0,
-        label="epistemic uncertainty, ±1 sd",
-    )
+    lower, upper = lower[order].cpu(), upper[order].cpu()
+    draw_band(axes, position, lower, upper, 0.18, f"{level:.0%} interval of y")
+    epistemic = "epistemic uncertainty, ±1 sd"
+    draw_band(axes, position, mean - deviation, mean + deviation, 0.35, epistemic)
     axes.plot(position, mean, color=BLUE, label="predictive mean")
     if truth is not None:
         values = truth.detach().flatten()[order].cpu()

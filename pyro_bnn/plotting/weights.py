@@ -1,4 +1,4 @@
-"""Figures of weights: a matrix before and after pruning, and a run at one glance."""
+"""Figures of weights: a matrix before and after pruning, and a run in one strip."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def plot_run_summary(
     total: int,
     accuracy: float,
 ) -> Figure:
-    """Plot a run in one strip: its sparsity over the epochs, its first layer, its doubts.
+    """Plot a run in one strip: its sparsity, its first layer, its least certain predictions.
 
     Args:
         sizes: pairs of an epoch and the number of weights after pruning.
@@ -88,7 +88,7 @@ def plot_run_summary(
         after.detach().cpu(),
         side=math.isqrt(after.shape[1]),
         number=12,
-        title="what the busiest units\nof the first layer see",
+        title="inputs of the busiest units\nof the first layer",
     )
     right.suptitle(
         "the digits it is least certain of,\nand the entropy of its answer",

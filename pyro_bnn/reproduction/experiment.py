@@ -1,4 +1,4 @@
-"""The place where a recipe runs: its data, its seed, and a folder for the result of each stage.
+"""The experiment that a recipe runs in: its data, its seed, and a folder for each stage.
 
 A recipe is a sequence of fits, each of which continues the one before it: train, prune, train the
 remaining weights. Each fit has a folder of its own with its checkpoints and its posterior, so that
@@ -52,10 +52,10 @@ class DistillationData:
 
 @dataclass
 class Experiment:
-    """Data, seed and folder of a recipe, and the minutes that its fits took.
+    """Data, seed and folder of a recipe, and the duration of its fits in minutes.
 
     Attributes:
-        folder: contains a folder per fit.
+        folder: contains a folder for each fit.
         data: without the held-out images.
         held_out: images and labels to choose thresholds on.
         seed: of weights, batches and noise.
@@ -126,7 +126,7 @@ class Experiment:
             model: as for :func:`~pyro_bnn.fit`.
             guide: likewise.
             train: training data; by default those of the experiment.
-            epochs: as for :func:`~pyro_bnn.fit`, and so are the others.
+            epochs: the number of passes over the training data.
             batch_size: the number of images in a batch.
             learning_rate: a number or a function of the epoch.
             kl_weight: likewise.
@@ -190,7 +190,7 @@ class Experiment:
             levels: quantize each parameter to this number of distinct values (or to a number by
                 name pattern) and fine-tune the values.
             half_rate: use batches of 100 and a learning rate of 1e-3 instead of 200 and 2e-3, for
-                networks of few numbers.
+                networks with few weights.
         """
         path = self.folder / name
         if path.with_suffix(".json").exists():
@@ -252,5 +252,5 @@ def soft_labels(network: nn.Module, x: Tensor, temperature: float = 2.0) -> Tens
 
     Source: Hinton, Vinyals & Dean (2015), section 2.
     """
-    parts = [torch.softmax(network(batch) / temperature, -1) for batch in torch.split(x, 1000)]
-    return torch.cat(parts)
+    batches = torch.split(x, 1000)
+    return torch.cat([torch.softmax(network(batch) / temperature, -1) for batch in batches])

@@ -84,13 +84,13 @@ def fit_random_labels(experiment: Experiment, name: str, sparse: bool) -> Poster
     """Return the posterior of a network with two layers of 1,000 hidden units, 1,794,000 weights.
 
     The initial weights have the scale of He et al. (2015), and the batches have 500 examples;
-    otherwise it takes many more epochs to fit random labels.
+    other choices need many more epochs to fit random labels.
 
     Args:
         experiment: with the labels to fit.
         name: of the fit.
-        sparse: Sparse VD, 24 epochs with a KL term that grows over 8, instead of binary dropout
-            without weight decay, 150 epochs.
+        sparse: whether to fit Sparse VD for 24 epochs, with a KL term that grows over 8, instead of
+            binary dropout without weight decay for 150 epochs.
     """
     torch.manual_seed(experiment.seed)
     net = MLP(hidden=(1000, 1000))

@@ -1,4 +1,4 @@
-"""The rows of the published tables: which recipes make them, and what is measured."""
+"""The rows of the published tables: the recipes that make them, and their measurements."""
 
 from __future__ import annotations
 
@@ -264,8 +264,9 @@ def _pruned_vgg(
 
 
 def _random_labels(experiment: Experiment) -> Iterator[Row]:
-    """Yield rows of binary dropout and Sparse VD with random labels, and of Sparse VD with the
-    true ones, on all training images.
+    """Yield rows of binary dropout and Sparse VD on random labels, and of Sparse VD on true labels.
+
+    All training images are used.
     """
     true = experiment.everything
     random = with_random_labels(true, experiment.seed)
@@ -310,7 +311,7 @@ def _memory_row(
     method: str,
     remark: str,
 ) -> Row:
-    """Measure how well a network with these weights knows its training labels."""
+    """Measure how well a network with these weights has memorized its training labels."""
     network = posterior.model.network_with(weights).eval()
     accuracy = 1 - error_of(network, experiment.data.train)
     total, nonzero, inputs = 0, 0, []

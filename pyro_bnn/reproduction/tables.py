@@ -68,7 +68,7 @@ def require_recipe(recipe: str, network: str) -> None:
 def format_rows(recipe: str, network: str, results: Path) -> str:
     """Return the available rows of a recipe as a Markdown table.
 
-    Each row is a place in the recipe, with the mean and the range over the seeds.
+    Each row of the table is one network of the recipe, with mean and range over the seeds.
 
     Raises:
         FileNotFoundError: if there are no rows of this recipe.
@@ -78,10 +78,11 @@ def format_rows(recipe: str, network: str, results: Path) -> str:
         raise FileNotFoundError(
             f"{results}: holds no rows of {recipe} for {network}; pyro-bnn reproduce makes them"
         )
-    places: dict[str, list[Row]] = {}
+    rows_by_network: dict[str, list[Row]] = {}
     for file in files:
-        place, _, _ = file.name.partition("-seed-")
-        places.setdefault(place, []).append(Row(**json.loads(file.read_text())))
+        name, _, _ = file.name.partition("-seed-")
+        row = Row(**json.loads(file.read_text()))
+        rows_by_network.setdefault(name, []).append(row)
     header = (
         network,
         "seeds",
@@ -92,7 +93,7 @@ def format_rows(recipe: str, network: str, results: Path) -> str:
         "file, 4 bytes x weights / file",
         "minutes",
     )
-    cells = [_cells(rows) for rows in places.values()]
+    cells = [_cells(rows) for rows in rows_by_network.values()]
     return format_markdown_table(header, cells, align="l" * len(header)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Evaluate compressed files: decode a network, find its data and its original, and test it."""
+"""Evaluate compressed files: decode a network, identify its data and its original, and test it."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def evaluate_file(
     """
     if data.classes is None:
         raise ValueError(
-            f"{path}: the test error is that of classes, the targets of {data.name} are real "
-            "numbers"
+            f"{path}: expected data of classes to compute a test error, but the targets of "
+            f"{data.name} are real numbers; take the data that it was trained on"
         )
     try:
         # torch.fx prints the traceback of an error of its own accord

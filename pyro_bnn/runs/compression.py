@@ -194,7 +194,7 @@ def _choose_thresholds(
     if not len(run.held_out[0]):
         raise ValueError(
             f"choose: the run in {run.folder} held out no examples to choose thresholds on; "
-            "train one with pyro-bnn fit --hold-out 5000, or say --threshold"
+            "train one with pyro-bnn fit --hold-out 5000, or pass --threshold"
         )
     chosen = compression.choose_thresholds(run.posterior, run.held_out, options.tolerance)
     report_line(str(chosen).splitlines()[-1])
@@ -225,7 +225,8 @@ def _require_same_outputs(written: nn.Module, decoded: nn.Module, x: Tensor) -> 
     """Check that the file is lossless, as its format promises."""
     if not torch.equal(written(x), decoded(x)):
         raise RuntimeError(
-            "the network that was decoded from the file is not the one that was written"
+            "compress: the network decoded from the file differs from the one that was written; "
+            "this is a defect of the file format"
         )
 
 
@@ -260,7 +261,7 @@ def _threshold_note(
     thresholds: _Thresholds,
     pruned: compression.Pruned,
 ) -> str:
-    """Return a sentence with the thresholds and their origin."""
+    """Return a note with the thresholds and their origin."""
     origin = "given"
     if options.choose:
         origin = f"chosen on {len(run.held_out[0]):,} held-out examples"

@@ -23,8 +23,8 @@ _FIRST_LAYER = "fc1"
 def demo_settings(epochs: int, seed: int) -> Settings:
     """Return the settings of the demo, chosen by cross-validation on the training digits.
 
-    The warm-up of the KL term takes two thirds of the run: an epoch of 1,437 digits has few steps,
-    and a KL term that grows faster removes useful weights.
+    The warm-up of the KL term takes two thirds of the run, because an epoch of 1,437 digits has few
+    steps, and a KL term that grows faster removes useful weights.
     """
     return Settings(
         model="lenet-300-100",
@@ -41,7 +41,7 @@ def _dense_epochs(epochs: int) -> int:
 
 
 class SparsityMonitor:
-    """A callback for :func:`~pyro_bnn.fit` that reports the sparsity some fifteen times in a run.
+    """A callback for :func:`~pyro_bnn.fit` that reports the sparsity about fifteen times in a run.
 
     Args:
         epochs: of the run.

@@ -50,8 +50,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(posterior: Posterior, data: Dataset, draws: int = 50) -> Evaluation:
-    """Return the metrics of two predictions: of the pruned network at the posterior means, and of
-    the average over posterior draws.
+    """Return the metrics of the pruned mean network and of the average over posterior draws.
 
     For classes: accuracy and error (fractions) and negative log-likelihood (nats per example). For
     regression: root mean squared error and log-likelihood (nats per example), in the original

@@ -1,4 +1,4 @@
-"""Folders of results: nothing in them is overwritten, and numbers are written as JSON."""
+"""Folders of results, which are never overwritten, and JSON files in them."""
 
 from __future__ import annotations
 

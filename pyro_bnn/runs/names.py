@@ -16,7 +16,7 @@ __all__ = ["DataName", "GuideName", "ModelName", "Name", "OutOfDistributionName"
 class Name(StrEnum):
     """A name with one line that describes it; each member is a string.
 
-    Names are found whatever their case, ``PriorName("ARD") is PriorName.ARD``.
+    Upper and lower case are the same: ``PriorName("ARD") is PriorName.ARD``.
     """
 
     description: str

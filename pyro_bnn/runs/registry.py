@@ -1,6 +1,6 @@
-"""What the names of the command line build: data sets, models, priors and guides.
+"""Build data sets, models, priors and guides from their names.
 
-A program imports these things themselves; only runs on disk and the command line go by name.
+Programs use the objects directly; only runs on disk and the command line use names.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``run.json`` holds the settings, ``checkpoint/`` the state of the training, ``posterior.json`` with
 its safetensors file the posterior, and ``metrics.json`` its metrics on the test data, which are
-looked at once, after the last epoch.
+used once, after the last epoch.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def create_run(folder: Path, settings: Settings, execution: ExecutionConfig) -> 
     """Write ``run.json`` into a new or empty folder.
 
     Raises:
-        CheckpointError: if the folder holds something already or cannot be written.
+        CheckpointError: if the folder is not empty or cannot be written.
     """
     if (folder / "run.json").exists():
         existing, _ = load_settings(folder)
         raise CheckpointError(
             f"{folder}: holds a run already ({existing.model} on {existing.data}, seed "
-            f"{existing.seed}); go on with it (pyro-bnn fit --out {folder} --resume) or choose "
+            f"{existing.seed}); resume it (pyro-bnn fit --out {folder} --resume) or choose "
             "another --out"
         )
     require_empty(folder)
@@ -123,7 +123,7 @@ def load_settings(folder: Path) -> tuple[Settings, ExecutionConfig]:
 def settings_to_resume(
     folder: Path, requested: Mapping[str, Any], explicit: Collection[str]
 ) -> tuple[Settings, ExecutionConfig]:
-    """Return the settings of the run in a folder, to go on with it.
+    """Return the settings with which the run in a folder is resumed.
 
     Args:
         folder: of the run.
@@ -143,7 +143,7 @@ def settings_to_resume(
     if differing:
         raise CheckpointError(
             f"{folder}: the run there has other settings: {', '.join(differing)}; "
-            "leave these options out to go on with it, or choose another --out for a new run"
+            "leave these options out to resume it, or choose another --out for a new run"
         )
     changes = {name: requested[name] for name in asdict(execution) if name in explicit}
     return settings, replace(execution, **changes)
@@ -158,7 +158,7 @@ def require_finished(folder: Path) -> None:
     if not (folder / "posterior.json").exists():
         raise CheckpointError(
             f"{folder}: the run is not over, posterior.json is missing; "
-            f"go on with pyro-bnn fit --out {folder} --resume"
+            f"resume it with pyro-bnn fit --out {folder} --resume"
         )
 
 
@@ -172,7 +172,7 @@ def interruption_note(folder: Path) -> str:
         return ""
     return (
         f"note: the run was interrupted after {training['epochs']} epochs; "
-        f"pyro-bnn fit --out {folder} --resume goes on with it\n"
+        f"pyro-bnn fit --out {folder} --resume resumes it\n"
     )
 
 
@@ -234,7 +234,7 @@ def train(
     callbacks: Sequence[Callable[[Progress], None]] = (),
     progress: bool = True,
 ) -> Fit:
-    """Fit a model with checkpoints in the folder, starting from the checkpoint that is there.
+    """Fit a model with checkpoints in the folder, starting from the checkpoint in it, if any.
 
     Args:
         folder: of the run.

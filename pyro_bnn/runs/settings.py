@@ -74,7 +74,8 @@ def schedules(settings: Settings) -> Schedules:
     rate, epochs = settings.learning_rate, settings.epochs
     if not 0 < rate < math.inf or epochs < 1:
         raise ValueError(
-            f"expected a learning rate above zero and at least one epoch, got {rate} and {epochs}"
+            "schedules: expected a learning rate above zero and at least one epoch, "
+            f"got {rate} and {epochs}"
         )
     factors: dict[str, Callable[[int], float]] = {
         "constant": lambda epoch: 1.0,

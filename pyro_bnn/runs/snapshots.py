@@ -1,4 +1,4 @@
-"""Snapshots of a run: the weights as pruning would leave them, every few epochs.
+"""Snapshots of a run: the pruned weights every few epochs.
 
 They show how a network becomes sparse.
 """
