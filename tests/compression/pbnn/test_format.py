@@ -20,6 +20,7 @@ RECORDS = Path(__file__).parents[3] / "benchmarks" / "records"
 FROZEN = bytes.fromhex(
     "5042013ebbd3a86126c6e4dbf8b76800000000cdcccc3d000000c0000040409a9999be26f4d9fc"
 )
+FROZEN_IMAGES = bytes.fromhex("5042017b8165b73da5ba5675f6e611803b1254")
 HASHES = {
     "small": "2b9f0f078d3572a768f9e6c91bd46628e25fce55ef2dd19e64d912635f81e55c",
     "residual": "770ce921613092cf952e7d799d37f30f0674b05af9954540746ee0517c840fb3",
@@ -38,6 +39,14 @@ def test_files_of_version_1_stay_readable():
     hidden = F.leaky_relu(F.linear(x, weight, net.layer0.bias), 0.2)
     assert same_bits(net(x), F.linear(hidden, net.layer1.weight))
     assert encode(net) == FROZEN
+
+
+def test_a_mask_of_an_image_and_numbers_in_fixed_point_stay_readable():
+    net = decode(FROZEN_IMAGES)
+    vertical = [[0.0, 0.5, 0.0], [0.0, 0.5, 0.0], [0.0, 0.5, 0.0]]
+    horizontal = [[0.0, 0.0, 0.0], [0.5, -0.25, 0.5], [0.0, 0.0, 0.0]]
+    assert same_bits(net.layer0.weight, torch.tensor([[vertical], [horizontal]]))
+    assert same_bits(net.layer0.bias, torch.tensor([0.75, -1.5]))
 
 
 def rounded(name):
@@ -79,13 +88,16 @@ def test_the_specification_lists_the_operations_and_the_likely_ones_after_each()
     assert {code: after for code, after in likely.items() if after} == LIKELY
 
 
-def test_the_example_of_the_specification_is_the_frozen_file():
-    example = (
-        specification()
-        .partition("The file, in hexadecimal:")[2]
-        .partition("holds a linear layer")[0]
-    )
-    assert bytes.fromhex("".join(re.findall(r"\b[0-9a-f]{2}\b", example))) == FROZEN
+@pytest.mark.parametrize(
+    ("heading", "end", "file"),
+    [
+        ("## 11. Example", "holds a linear layer", FROZEN),
+        ("## 12. Example with images", "holds a convolution", FROZEN_IMAGES),
+    ],
+)
+def test_the_examples_of_the_specification_are_the_frozen_files(heading, end, file):
+    example = specification().partition(heading + "\n")[2].partition(end)[0]
+    assert bytes.fromhex("".join(re.findall(r"\b[0-9a-f]{2}\b", example))) == file
 
 
 @pytest.mark.parametrize("name", ["lenet-300-100.pbnn", "lenet-5-caffe.pbnn"])

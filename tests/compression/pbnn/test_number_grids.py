@@ -68,3 +68,21 @@ def test_numbers_too_far_apart_for_fixed_point_have_no_such_grid():
     layer = nn.Linear(2, 1, bias=False, dtype=torch.float64)
     layer.weight = nn.Parameter(numbers_of(patterns, torch.float64).reshape(1, 2))
     check_round_trip(layer)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "integer", "scale", "number"),
+    [
+        (torch.bfloat16, 259, 0, 260.0),
+        (torch.float16, 70_000, 0, float("inf")),
+        (torch.float32, 2**24 + 1, 0, 2.0**24),
+        (torch.float16, 2**40 + 2**29 + 1, 30, 1024.0),  # rounded to float32 first
+        (torch.float16, -1, 25, -0.0),
+        (torch.float64, 3, 1075, 2.0**-1073),
+    ],
+)
+def test_a_number_of_a_fixed_grid_that_the_type_does_not_hold_is_rounded(
+    dtype, integer, scale, number
+):
+    pattern = NumberGrid(dtype, True, scale).patterns([integer])
+    assert pattern == bits_of(torch.tensor([number], dtype=dtype)).tolist()
