@@ -26,14 +26,14 @@ __all__ = ["Factorized"]
 
 
 class Factorized(PyroModule):
-    """A guide that factorises over the sites.
+    """A guide that factorizes over the sites.
 
     ``guide.sites`` mirrors the names of the sites: the mean of the site ``fc1.weight`` is
     ``guide.sites.fc1.weight.loc``.
 
     Args:
         families: the family of each site, in the order of the model.
-        slabs: the slab width of each weight with a regularised horseshoe prior, for
+        slabs: the slab width of each weight with a regularized horseshoe prior, for
             :meth:`moments`.
         plates: the plates that contain each site of a hand-written program.
     """
@@ -77,7 +77,7 @@ class Factorized(PyroModule):
 
     @torch.no_grad()
     def moments(self) -> dict[str, Moments]:
-        """Return mean and variance of every weight, the scales of scale mixtures marginalised."""
+        """Return mean and variance of every weight, the scales of scale mixtures marginalized."""
         return weight_moments(self.distributions(), self.slabs)
 
 

@@ -31,8 +31,8 @@ class GroupNormalJeffreys(Factorized):
         \mathrm{KL} = \sum_i \mathrm{KL}_{\log\text{-uniform}}(\log\alpha_i)
             + \sum_{ij} \tfrac12\big(\sigma_{ij}^2 + \mu_{ij}^2 - 1 - \log\sigma_{ij}^2\big)
 
-    with :math:`\alpha_i = v_i / m_i^2`. Written non-centred, :math:`w = \tilde w z`, the posterior
-    factorises over the sites ``NAME.scale`` and ``NAME.unit``. A group whose :math:`\log\alpha_i`
+    with :math:`\alpha_i = v_i / m_i^2`. Written non-centered, :math:`w = \tilde w z`, the posterior
+    factorizes over the sites ``NAME.scale`` and ``NAME.unit``. A group whose :math:`\log\alpha_i`
     is large is noise, and its unit can be removed.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the guides of group priors share: the weights with group scales, and bounded units."""
+"""Functions shared by the guides of group priors: weights with group scales, bounded units."""
 
 from __future__ import annotations
 

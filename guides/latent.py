@@ -1,4 +1,4 @@
-"""The latent sites of a model: what a guide has to sample, and where it starts."""
+"""The latent sites of a model, which a guide must sample, and the values at which it starts."""
 
 from __future__ import annotations
 
@@ -143,15 +143,14 @@ def require_real_sites(guide: str, sites: Mapping[str, LatentSite]) -> None:
 
 def elementwise_support(support: Constraint | None) -> Constraint | None:
     """Return the support of one element of a site."""
-    while support is not None and hasattr(
-        support, "base_constraint"
-    ):  # of independent elements, or of a mixture
+    # The support of independent elements, or of a mixture, contains that of one element.
+    while support is not None and hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
 
 
 def slab_widths(model: Program) -> dict[str, Tensor]:
-    """Return the slab width of every weight that has a regularised horseshoe prior."""
+    """Return the slab width of every weight that has a regularized horseshoe prior."""
     slabs: dict[str, Tensor] = {}
     if isinstance(model, BayesianNet):
         for name in model.names:

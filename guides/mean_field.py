@@ -16,7 +16,7 @@ __all__ = ["MeanField"]
 
 
 class MeanField(Factorized):
-    r"""The fully factorised posterior: Gaussian for real sites, log-normal for positive ones.
+    r"""The fully factorized posterior: Gaussian for real sites, log-normal for positive ones.
 
     .. math::
 

@@ -131,6 +131,6 @@ class TruncatedNoise(nn.Module):
 def _bounds(support: Constraint | None) -> Bounds | None:
     """Return the bounds of an interval, ``None`` for another support."""
     interval = elementwise_support(support)
-    if type(interval) is not type(constraints.unit_interval):
+    if not isinstance(interval, constraints.interval):
         return None
     return Bounds(interval.lower_bound, interval.upper_bound)

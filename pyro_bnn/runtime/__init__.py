@@ -1,4 +1,5 @@
-"""Tools of every inference: compilation, files, random numbers, devices, minibatches, checks.
+"""Tools that all inference methods share.
 
-Nothing here knows about priors, guides or posteriors.
+They cover compilation, files, random numbers, devices, minibatches and checks. Nothing here depends
+on priors, guides or posteriors.
 """

@@ -58,10 +58,11 @@ def compiled(
     """Return a function compiled for tensors of given shapes, or, where that fails, the function.
 
     Args:
-        function: of tensors; returns a tuple of tensors and may change its arguments in place.
+        function: a function of tensors that returns a tuple of tensors and may change its arguments
+            in place.
         examples: arguments to trace the function with; they are not modified. Later arguments must
             have the same shapes and be contiguous.
-        name: of the function, for the warning.
+        name: name of the function, for the warning.
         allow_random: whether the function may draw random numbers. The compiled function draws them
             from torch's global generator.
 
@@ -79,7 +80,7 @@ def compiled(
 def compiled_strictly(
     function: Function, examples: Sequence[Tensor], allow_random: bool = False
 ) -> Function:
-    """Return a function compiled, and compared at the examples with the original.
+    """Return a function compiled, after comparing it with the original at the examples.
 
     The arguments are those of :func:`compiled`.
 
@@ -199,7 +200,7 @@ def _unvalidated(distribution: _T) -> _T:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run of a function returned, and by how much it changed its arguments.
+    """The results of a run of a function, and the changes that it made to its arguments.
 
     Attributes:
         results: the tensors that it returned.
@@ -296,12 +297,12 @@ def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
 
-# --- noise of warnings ----------------------------------------------------------------------------
+# --- suppression of warnings ----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Suppress the warnings of a program, which it has given when it ran untraced."""
+    """Suppress the warnings of a program, which it has already issued when it ran untraced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Constants in a traced graph: they are computed once, before the graph is compiled."""
+"""Constant folding: compute the constants of a traced graph once, before it is compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["draws_random_numbers", "fold_constants"]
 
 
 def fold_constants(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Compute once whatever depends on constants alone, such as the logarithms of fixed scales.
+    """Compute once every value that depends on constants alone, such as the log of a fixed scale.
 
     A constant tensor whose entries are all equal is written into the graph as a number: the
     compiler then sees, for instance, that a mean is zero or a scale is one.

@@ -1,4 +1,4 @@
-"""The device on which programs lie, and checks of a requested one."""
+"""The device of a program, and a check of a requested device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require_device(name: str | torch.device, caller: str = "fit") -> torch.devic
     """Return a device after checking that it can hold a tensor.
 
     Args:
-        name: such as ``"cpu"`` or ``"cuda:0"``.
+        name: name of the device, such as ``"cpu"`` or ``"cuda:0"``.
         caller: name of the function that the user called, with which the message begins.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The effect handler that gives latent sites their values, so that nothing is drawn there.
+"""The effect handler that sets the values of latent sites, so that they are not drawn.
 
 Pyro shows every sample statement to the handlers around it, from the innermost to the outermost,
 before it draws. A handler answers the statement by setting its value and marking it as done. Three
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_bnn.runtime.program import Site, is_subsample
+from .program import Site, is_subsample
 
 __all__ = ["FixedSites"]
 

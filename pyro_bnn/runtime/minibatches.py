@@ -72,7 +72,7 @@ def batches_of(
     Args:
         data: tensors of the same length, or a ``DataLoader``.
         batch_size: B; ``None`` for all the data at once, and for a loader.
-        seed: of the order.
+        seed: seed of the order.
         num_data: N according to the model; ``None`` if the model does not state it.
         caller: name of the function that the user called, with which messages begin.
 
@@ -130,9 +130,9 @@ class TensorBatches:
         per_epoch: N/B, as an exact fraction.
 
     Args:
-        tensors: of the same length, all finite.
+        tensors: finite tensors of the same length.
         size: B; ``None`` for all the data.
-        seed: of the permutations.
+        seed: seed of the permutations.
         caller: name of the function that the user called, with which messages begin.
 
     Raises:
@@ -199,7 +199,7 @@ class LoaderBatches:
 
     Args:
         loader: yields batches and has a length.
-        seed: of the order, where the loader shuffles.
+        seed: seed of the order, if the loader shuffles.
         num_data: N, for a loader whose data set has no length.
         caller: name of the function that the user called, with which messages begin.
 

@@ -1,4 +1,4 @@
-"""Pyro programs, and what Pyro records of their statements."""
+"""Types of Pyro programs and of the records that Pyro keeps of their statements."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def require_program_fits_data(
     """Check the site that observes the targets: its support, and the size of its plate.
 
     Args:
-        trace: of the model, run on ``batch``.
+        trace: trace of the model, run on ``batch``.
         batch: one minibatch, ``(x, y)``; one without targets has nothing to check.
         targets: all targets that are available, not only those of the batch.
         num_data: N, the number of examples in the data set.
@@ -46,10 +46,10 @@ def require_program_fits_data(
 def require_observable(
     name: str, distribution: TorchDistribution, y: Tensor, caller: str = "fit"
 ) -> None:
-    """Refuse targets outside the support of the likelihood, such as a label 10 for ten classes.
+    """Check that targets lie in the support of the likelihood: a label 10 of ten classes does not.
 
     Raises:
-        DataError: with the first such target.
+        DataError: a target lies outside the support; the message names the first one.
     """
     support = distribution.support
     if support is None:
@@ -66,13 +66,13 @@ def require_observable(
 def require_whole_plate(
     name: str, plates: Iterable[CondIndepStackFrame], num_data: int, caller: str = "fit"
 ) -> None:
-    """Refuse a plate over the data whose size is not that of the data set.
+    """Check that a plate over the data has the size of the data set.
 
     The ELBO scales the log-likelihood of a minibatch by the size of this plate over that of the
     batch. With a plate of another size it would be the ELBO of another data set.
 
     Raises:
-        ValueError: naming the plate and both sizes.
+        ValueError: the sizes differ; the message names the plate and both sizes.
     """
     for plate in plates:
         size = plate.full_size or plate.size

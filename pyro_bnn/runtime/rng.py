@@ -14,7 +14,7 @@ def generators(device: torch.device) -> dict[str, torch.Generator]:
     """Return the generators that operations on a device draw from.
 
     Returns:
-        the generator of the CPU under ``"cpu"``, and for a GPU also its own under ``"cuda"``.
+        The generator of the CPU under ``"cpu"``, and for a GPU also its own under ``"cuda"``.
     """
     by_name = {"cpu": torch.default_generator}
     if device.type == "cuda":
@@ -31,8 +31,8 @@ def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
     ``torch.manual_seed`` is not used: it seeds all GPUs, whose states would not be restored.
 
     Args:
-        device: where the block draws random numbers.
-        seed: at the beginning of the block; ``None`` continues from the present state.
+        device: the device on which the block draws random numbers.
+        seed: seed at the beginning of the block; ``None`` continues from the present state.
     """
     forked = list(generators(device).values())
     with preserve_states(forked):

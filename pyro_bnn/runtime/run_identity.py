@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_bnn.runtime.tensor_files import CheckpointError
+from .tensor_files import CheckpointError
 
 __all__ = ["require_same_run"]
 
@@ -16,13 +16,14 @@ def require_same_run(folder: Path, saved: Mapping[str, Any], current: Mapping[st
     """Refuse to resume a run whose settings, data or parameters have changed.
 
     Args:
-        folder: of the saved run, for the error message.
+        folder: folder of the saved run, for the error message.
         saved: the identity that was saved with the run.
-        current: the identity of the run that is to go on; compared in the form that it has after a
-            round trip through JSON.
+        current: the identity of the run that is to continue; it is compared in the form that it has
+            after a round trip through JSON.
 
     Raises:
-        CheckpointError: naming every setting that differs, and of a mapping the first entry.
+        CheckpointError: a setting differs; the message names every such setting, and the first
+            differing entry of a mapping.
     """
     current = json.loads(json.dumps(current))
     differences = []

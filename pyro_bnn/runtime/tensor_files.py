@@ -54,8 +54,9 @@ def save_tensors(
     """Write ``path.json`` and the file of tensors that it names.
 
     Args:
-        path: without a suffix. Its folder is created where necessary.
-        tensors: on any device.
+        path: the common path of both files, without a suffix. Its folder is created where
+            necessary.
+        tensors: tensors on any device, by name.
         facts: anything that JSON can represent.
 
     Raises:

@@ -96,7 +96,7 @@ def require_index(name: str, value: int, stop: int) -> None:
 
 
 def _require_examples(name: str, values: Tensor) -> None:
-    """Refuse what is not a tensor, and a tensor without examples."""
+    """Check that a value is a tensor with at least one example."""
     if not isinstance(values, Tensor):
         hint = "Convert it with torch.as_tensor."
         raise data_error(name, "a tensor", type(values).__name__, hint)

@@ -1,8 +1,8 @@
 """The checkpoint of a run: how ``fit`` saves its state to a folder and resumes from it.
 
-A checkpoint holds all that the following steps depend on: parameters and buffers, the state of the
-optimizer and of the random number generators, the history and the number of steps. A run that is
-resumed therefore continues bit for bit as if it had never stopped. The files,
+A checkpoint holds everything that the following steps depend on: parameters and buffers, the state
+of the optimizer and of the random number generators, the history and the number of steps. A run
+that is resumed therefore continues bit for bit as if it had never stopped. The files,
 ``checkpoint.json`` and the tensors that it names, are written by
 :mod:`~pyro_bnn.runtime.tensor_files`.
 """
@@ -38,7 +38,7 @@ class Checkpoint:
     """Where and how often the state of a run is saved.
 
     Attributes:
-        folder: of the files.
+        folder: the folder of the files.
         identity: settings, data and shapes that must be the same when the run is resumed.
         every: number of epochs between two checkpoints.
     """
@@ -69,10 +69,10 @@ class Checkpoint:
         save_tensors(self.folder / "checkpoint", _tensors_of(run), facts)
 
     def restore(self, run: TrainingRun, compile: bool | None) -> None:
-        """Put a run into the state that was saved.
+        """Restore the saved state of a run.
 
         Args:
-            run: of the same model, guide, data and settings.
+            run: a run of the same model, guide, data and settings; it is changed in place.
             compile: the setting of ``fit``; ``None`` lets the run continue as it began, compiled or
                 not, however many steps are requested now.
 
@@ -103,12 +103,12 @@ def open_checkpoint(
     """Return the checkpoint of a run, and restore the run from it if it is to be resumed.
 
     Args:
-        folder: of the files; created where necessary.
-        run: that has taken no step.
-        settings: of ``fit``, which must be the same when the run is resumed.
+        folder: the folder of the files; created where necessary.
+        run: a run that has taken no step.
+        settings: the settings of ``fit`` that must be the same when the run is resumed.
         compile: the setting of ``fit``.
         every: number of epochs between two checkpoints.
-        resume: whether to continue from the files in the folder; without any, the run starts.
+        resume: whether to continue from the files in the folder; if there are none, the run starts.
 
     Raises:
         CheckpointError: the folder holds another run, or one although ``resume`` is false; it is
@@ -128,7 +128,7 @@ def open_checkpoint(
 
 
 def _identity_of(run: TrainingRun, settings: Mapping[str, float | str | None]) -> dict[str, Any]:
-    """Return all that must be the same when a run is resumed."""
+    """Return the settings, data and shapes that must be the same when a run is resumed."""
     shapes = {}
     for name, value in run.loss.state_dict().items():
         shapes[name] = f"{value.dtype} {list(value.shape)}"
@@ -145,7 +145,7 @@ def _identity_of(run: TrainingRun, settings: Mapping[str, float | str | None]) -
 
 
 def _describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Return the class of an optimizer and its settings, the learning rate aside."""
+    """Return the class of an optimizer and its settings, without the learning rate."""
     groups = []
     for group in optimizer.param_groups:
         groups.append({key: group[key] for key in group if key not in ("params", "lr")})

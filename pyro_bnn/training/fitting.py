@@ -118,7 +118,7 @@ def fit(
         epochs: number of passes through the data.
         batch_size: B; ``None`` uses all the data at every step. Not for a ``DataLoader``.
         learning_rate: a number, or a function of the epoch (a float), called at every step.
-        seed: of the permutations and of all noise.
+        seed: seed of the permutations and of all noise.
         kl_weight: :math:`\beta`, a number or a function of the epoch, such as
             ``linear_warmup(5, 20)``.
         num_particles: number of draws from the guide at each step.
@@ -130,8 +130,8 @@ def fit(
             the compilation even for a small network.
         optimizer: called as ``optimizer(parameters, lr=...)``; ``torch.optim.SGD``, ``Adam`` and
             ``AdamW`` can be compiled.
-        device: where to train, such as ``"cuda"``; ``None`` trains where the parameters are. The
-            result is returned to the device of the model.
+        device: the device to train on, such as ``"cuda"``; ``None`` trains where the parameters
+            are. The result is returned to the device of the model.
         callbacks: functions that are called with a :class:`~pyro_bnn.training.Progress` after each
             epoch. They may draw random numbers without changing the run.
         checkpoint: folder in which to save the state of the run.
@@ -143,7 +143,7 @@ def fit(
         progress: whether to show a progress bar, with the terms of the loss in nats per datum.
 
     Returns:
-        the posterior and the history of the run.
+        The posterior and the history of the run.
 
     Raises:
         ValueError: a setting out of range; data whose length is not the model's ``num_data``; a
@@ -156,7 +156,7 @@ def fit(
             written to.
 
     Warns:
-        CompileWarning: the step was to be compiled and cannot be; it runs uncompiled.
+        CompileWarning: the step cannot be compiled as requested; it runs uncompiled.
 
     Example:
         >>> import torch

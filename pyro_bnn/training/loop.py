@@ -34,12 +34,12 @@ def train(
     Ctrl-C stops the run after the present step, with a last checkpoint.
 
     Args:
-        run: to continue; changed in place.
-        epochs: at the end of the run, earlier sessions included.
-        learning_rate: of the optimizer.
-        kl_weight: of the KL terms in the loss.
-        callbacks: to call at the end of each epoch.
-        checkpoint: to save the run to; ``None`` saves nothing.
+        run: the run to continue; it is changed in place.
+        epochs: number of epochs at the end of the run, including those before it was resumed.
+        learning_rate: schedule of the learning rate.
+        kl_weight: schedule of the weight of the KL terms.
+        callbacks: functions to call at the end of each epoch.
+        checkpoint: where to save the run; ``None`` saves nothing.
         progress: whether to show a progress bar.
 
     Raises:

@@ -21,10 +21,10 @@ def non_finite_error(
     """Return the error for a step whose loss or gradient is not finite.
 
     Args:
-        stats: of the step, which has changed no parameter.
-        step: its number, from zero.
-        epoch: the same in epochs.
-        folder: where the last checkpoint is, if there is one.
+        stats: measurements of the step, which has changed no parameter.
+        step: number of the step, from zero.
+        epoch: the same number in epochs.
+        folder: the folder of the last checkpoint, ``None`` if there is no checkpoint.
     """
     saved = "" if folder is None else f"; the last checkpoint is in {folder}"
     return NonFiniteError(

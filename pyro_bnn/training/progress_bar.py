@@ -15,7 +15,7 @@ class ProgressBar:
     """Show the steps taken, the epoch, and the terms of the loss in nats per datum.
 
     Args:
-        step: number of steps taken before this session.
+        step: number of steps taken before the bar is shown.
         last_step: number of steps at the end of the run.
         visible: whether to show anything.
     """

@@ -1,4 +1,4 @@
-"""The state of a run: how many steps it has taken, and what they measured."""
+"""The state of a run: the number of steps that it has taken, and their measurements."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class EpochSums:
 
 @dataclass
 class TrainingState:
-    """How far a run has come.
+    """The number of steps that a run has taken, and their measurements.
 
     Attributes:
-        step: optimizer steps taken.
-        seconds: time spent on training, that of earlier sessions included.
+        step: number of optimizer steps taken.
+        seconds: training time, including the time before the run was resumed.
         history: one number per epoch under each name; see :class:`~pyro_bnn.training.Fit`.
-        sums: over the steps of the epoch that has not ended yet.
+        sums: sums over the steps of the epoch that has not ended yet.
         interrupted: whether Ctrl-C was pressed; not part of a checkpoint.
     """
 
@@ -53,7 +53,7 @@ class TrainingState:
         self.interrupted = True
 
     def record_step(self, stats: StepStats) -> None:
-        """Count a step and add what it measured to the sums."""
+        """Count a step and add its measurements to the sums."""
         self.step += 1
         sums = self.sums
         sums.loss += stats.loss
@@ -66,8 +66,8 @@ class TrainingState:
 
         Args:
             num_data: N, by which data term and KL are divided.
-            learning_rate: at the last step of the epoch.
-            kl_weight: at the last step of the epoch.
+            learning_rate: its value at the last step of the epoch.
+            kl_weight: its value at the last step of the epoch.
         """
         sums = self.sums
         row = {

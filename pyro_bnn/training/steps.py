@@ -33,7 +33,7 @@ __all__ = ["CompiledStep", "PlainStep", "Step", "StepStats", "learnable_paramete
 
 @dataclass
 class StepStats:
-    """What a step measured.
+    """The measurements of one step.
 
     Attributes:
         loss: the negative ELBO, in nats.
@@ -72,9 +72,9 @@ class PlainStep:
     """The step in eager torch.
 
     Args:
-        loss: of the model and the guide.
-        optimizer: of the parameters of the loss.
-        num_particles: draws from the guide, over which the loss is averaged.
+        loss: the loss of the model and the guide.
+        optimizer: an optimizer of the parameters of the loss.
+        num_particles: number of draws from the guide to average over.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class CompiledStep:
     """The same step, traced and compiled at its first call.
 
     The compiled function receives parameters, buffers (such as the running moments of batch
-    normalisation) and the state of the optimizer, and changes them in place. Learning rate, KL
+    normalization) and the state of the optimizer, and changes them in place. Learning rate, KL
     weight and minibatch are further arguments. A program or an optimizer that cannot be traced
     continues with plain steps.
 
@@ -137,7 +137,7 @@ class CompiledStep:
             create their state only then.
 
     Warns:
-        CompileWarning: the step cannot be traced; with the reason.
+        CompileWarning: the step cannot be traced; the message gives the reason.
     """
 
     def __init__(self, plain: PlainStep) -> None:

@@ -1,4 +1,4 @@
-"""A training run: what is trained, on which data, and how far it has come."""
+"""A training run: the loss, the optimizer, the data, and the state that it has reached."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class TrainingRun:
     """The parts of a run.
 
     Attributes:
-        loss: of the model and the guide, whose parameters are learned.
-        optimizer: of these parameters.
+        loss: the loss of the model and the guide, whose parameters are learned.
+        optimizer: the optimizer of these parameters.
         step: changes the parameters.
         batches: the data.
         example: one example, for guides that read their arguments.
-        device: where the run computes.
+        device: the device on which the run computes.
         compile: whether to compile the step.
-        state: how far the run has come.
+        state: the number of steps taken, and the measurements so far.
     """
 
     loss: ELBOModule
@@ -60,7 +60,7 @@ class TrainingRun:
     ) -> StepStats:
         """Change the parameters by one stochastic gradient.
 
-        Compiled steps begin with the second: the first one creates the state of the optimizer.
+        The first step is never compiled, because it creates the state of the optimizer.
         """
         if self.compile and self.state.step and isinstance(self.step, PlainStep):
             self.step = CompiledStep(self.step)
@@ -118,7 +118,7 @@ def _dry_run(loss: ELBOModule, batches: Minibatches, device: torch.device) -> tu
     """
     batch = next(batches.stream(0, device))
     example = tuple(tensor[:1].clone() for tensor in batch)
-    loss.eval()  # so that batch normalisation does not count this pass
+    loss.eval()  # so that batch normalization does not count this pass
     trace = loss.trace(*batch)
     loss.train()
     if len(batch) > 1:

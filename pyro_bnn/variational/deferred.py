@@ -1,10 +1,10 @@
 r"""Samples that have not been drawn yet, and the states that they pass through.
 
-The tables of states and operations stand in :mod:`pyro_bnn.variational.reparameterization`. Here
-are the two classes that they speak of: a :class:`DeferredDraw` is the random variable of a site and
-holds the state; a :class:`DeferredSample` is the tensor that a program computes with. Scaling or
-transposing a sample returns another sample of the same draw. :func:`implements` registers what an
-operation does with a deferred sample.
+The tables of states and operations are in :mod:`pyro_bnn.variational.reparameterization`. This
+module defines the two classes that they refer to: a :class:`DeferredDraw` is the random variable of
+a site and holds the state; a :class:`DeferredSample` is the tensor that a program computes with.
+Scaling or transposing a sample returns another sample of the same draw. :func:`implements`
+registers the rule by which an operation handles a deferred sample.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class DeferredSample(Tensor):
     """A tensor that stands for a sample which has not been drawn yet.
 
     Its memory is a single NaN, expanded to the shape of the sample: it costs nothing and cannot be
-    mistaken for a value. What the sample is, say its attributes.
+    mistaken for a value. The attributes describe the sample.
 
     Attributes:
         draw: the random variable, shared with all samples derived from the same site.
@@ -148,7 +148,7 @@ class DeferredSample(Tensor):
 
     @staticmethod
     def of(draw: DeferredDraw) -> DeferredSample:
-        """Return the sample of a site, as the site itself has it."""
+        """Return the sample of a site, neither scaled nor transposed."""
         return DeferredSample.create(draw, draw.distribution, (), draw.materialize)
 
     @staticmethod
@@ -235,7 +235,7 @@ def materialized(value: T, reader: str) -> T | Tensor:
 
 
 class Operation(NamedTuple):
-    """What a function of torch does with deferred samples."""
+    """The rule for a function of torch, and the keyword arguments that the rule accepts."""
 
     rule: Callable[..., Tensor | None]
     keywords: frozenset[str]

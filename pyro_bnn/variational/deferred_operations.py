@@ -1,6 +1,6 @@
-r"""What operations of torch do with deferred samples, one rule for each row of the table.
+r"""Rules for operations of torch on deferred samples, one for each row of the table.
 
-The table stands in :mod:`pyro_bnn.variational.reparameterization`. A rule returns ``None`` where
+The table is in :mod:`pyro_bnn.variational.reparameterization`. A rule returns ``None`` where
 its condition does not hold; the operation then materializes the sample.
 """
 
@@ -273,10 +273,10 @@ def _input_times_weight(x: Tensor, weight: DeferredSample) -> Tensor | None:
         return None
     if weight.dim() == 1:
         return draw_layer(AffineOp(_dot, weight_in=0, weight_out=None), x, weight)
-    flipped = transpose(weight)
-    if flipped is None:
+    transposed_weight = transpose(weight)
+    if transposed_weight is None:
         return None
-    return linear(x, flipped)
+    return linear(x, transposed_weight)
 
 
 def _dot(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

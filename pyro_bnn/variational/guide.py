@@ -32,10 +32,10 @@ class Guide(Program, Protocol):
 
 @runtime_checkable
 class GuideWithMoments(Guide, Protocol):
-    """A guide that knows mean and variance of every weight in closed form."""
+    """A guide that computes mean and variance of every weight in closed form."""
 
     def moments(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Return mean and variance of every weight, the scales of scale mixtures marginalised."""
+        """Return mean and variance of every weight, the scales of scale mixtures marginalized."""
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class GuideWithLogAlpha(Guide, Protocol):
 
 @runtime_checkable
 class FactorizedGuide(Guide, Protocol):
-    r"""A guide that factorises over the sites, :math:`q(w) = \prod_s q_s(w_s)`."""
+    r"""A guide that factorizes over the sites, :math:`q(w) = \prod_s q_s(w_s)`."""
 
     def distributions(self) -> Mapping[str, dist.TorchDistribution]:
         """Return the distribution of every site."""

@@ -3,7 +3,7 @@ r"""Rules for the distribution of a weight: scaled, transposed, and inside a lay
 A layer that is affine in its weight maps the distribution of the weight to the distribution of its
 output. The rules below do so, one for each kind of distribution, by
 :func:`functools.singledispatch`; ``draw_output.register`` adds a rule for another kind. Nothing
-here knows of deferred samples: :mod:`pyro_bnn.variational.reparameterization` applies the rules
+here depends on deferred samples: :mod:`pyro_bnn.variational.deferred_operations` applies the rules
 while a network runs.
 """
 
@@ -227,7 +227,9 @@ def _standard_deviation(variance: Tensor) -> Tensor:
 
 
 @draw_output.register
-def _output_of_point(distribution: Point, op: AffineOp, x: Tensor, bias: Bias = None) -> Tensor:
+def _draw_output_of_point(
+    distribution: Point, op: AffineOp, x: Tensor, bias: Bias = None
+) -> Tensor:
     # A Gaussian of no width: one pass through the layer instead of two.
     return op(x, distribution.loc, _draw_bias(bias))
 

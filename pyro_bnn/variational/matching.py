@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.util import check_model_guide_match
 
 from pyro_bnn.distributions.shapes import broadcast_shapes
-from pyro_bnn.runtime.program import Site, sample_sites
+from pyro_bnn.runtime.program import Site, sample_sites, shape_of
 
 __all__ = ["is_deterministic", "missing_site_error", "require_match"]
 
@@ -62,7 +62,7 @@ def _require_data_not_sampled(observed_sites: Iterable[str], guide_trace: Trace)
 
 def _require_shapes_of_data(observed_sites: Mapping[str, Site]) -> None:
     for name, site in observed_sites.items():
-        expected = site["fn"].batch_shape + site["fn"].event_shape
+        expected = shape_of(site["fn"])
         received = site["value"].shape
         if not _broadcasts_to(received, expected):
             raise ValueError(

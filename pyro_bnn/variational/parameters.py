@@ -23,9 +23,9 @@ class LocalParamStore(nn.Module):
     """The parameters that some programs declare, in place of Pyro's global store.
 
     Inside :meth:`capture`, a ``pyro.param`` statement of a module returns the module's own tensor.
-    One of a plain function returns a parameter that lies here from its first call on, and the
-    parameters of a network that a function declares with ``pyro.module`` are registered here. So
-    ``store.parameters()``, together with the parameters of the programs, lists all that is learned.
+    A statement of a plain function returns a parameter that this store creates at the first call.
+    The parameters of a network that a function declares with ``pyro.module`` are registered here.
+    So ``store.parameters()`` and the parameters of the programs are together all that is learned.
 
     Args:
         programs: the programs, models and guides; the store does not register them as submodules.
@@ -107,7 +107,7 @@ class LocalParamStore(nn.Module):
         self._has_new_parameters = True
 
     def release(self) -> None:
-        """Remove the parameters that a program owns by now.
+        """Remove the parameters that a program has come to own.
 
         A stock autoguide is built in its first call: it declares parameters here and then keeps
         them itself.

@@ -12,9 +12,9 @@ random numbers, and lowers the variance of the gradient, because the noise of di
 independent.
 
 :func:`local_reparameterization` wraps a guide in an effect handler. The handler answers the site of
-a weight with a deferred sample: a tensor that knows its distribution and has no value. What the
-network does with the tensor decides what is drawn, and when. A deferred sample is in one of three
-states:
+a weight with a deferred sample: a tensor that has a distribution and no value. The operations that
+the network applies to the tensor decide what is drawn, and when. A deferred sample is in one of
+three states:
 
 ==============  ===================================  =========================================
 State           Event                                Next state
@@ -68,7 +68,7 @@ from torch.distributions import Distribution, LogNormal, Normal
 
 from pyro_bnn.distributions import BernoulliDropout, TruncatedLogNormal
 from pyro_bnn.distributions.independent import base_distribution
-from pyro_bnn.runtime.program import Site
+from pyro_bnn.runtime.program import Site, shape_of
 
 from . import deferred_operations as deferred_operations  # registers what operations do
 from .deferred import (
@@ -210,7 +210,7 @@ class DeferWeights(Messenger):
         if name in self.hide or not _is_weight(msg):
             return
         distribution = base_distribution(msg["fn"])
-        if self._has_rule(distribution) and _num_elements(distribution) > 1:
+        if self._has_rule(distribution) and shape_of(distribution).numel() > 1:
             draw = DeferredDraw(name, distribution, self.options)
             msg["value"] = DeferredSample.of(draw)
             msg["done"] = True
@@ -221,10 +221,6 @@ class DeferWeights(Messenger):
         if isinstance(distribution, LogNormal | TruncatedLogNormal):
             return self.options.per_example_scales
         return isinstance(distribution, Normal)
-
-
-def _num_elements(distribution: Distribution) -> int:
-    return (distribution.batch_shape + distribution.event_shape).numel()
 
 
 def _is_weight(site: Site) -> bool:
