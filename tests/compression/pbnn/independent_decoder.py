@@ -13,7 +13,6 @@ TERMS = accumulate(range(1, 99), lambda term, k: term // (256 * k), initial=ONE)
 POWERS = list(accumulate([sum(TERMS)] * 2048, lambda a, b: a * b >> 96, initial=ONE))
 SQUASH = [(ONE << 16) // (ONE + power) for power in POWERS[:0:-1]]
 SQUASH += [(power << 16) // (ONE + power) for power in POWERS[:-1]]
-SQUASH = [min(max(p, 16), 65520) for p in SQUASH]
 STRETCH = [bisect_left(SQUASH, 16 * k + 8, hi=4095) - 2048 for k in range(4096)]
 
 
@@ -24,17 +23,18 @@ class Mixer:  # 4.2
 
     def bit(self, contexts, weight_set=0):
         start = self.estimates.setdefault(contexts[0], [1 << 21, 2])[0]
-        known = [self.estimates.setdefault(c, [start, 2 + self.trust]) for c in contexts]
+        estimates = [self.estimates.setdefault(c, [start, 2 + self.trust]) for c in contexts]
         base = STRETCH[start >> 10]
-        x = [base, *[STRETCH[frequency >> 10] - base for frequency, _ in known[1:]]]
+        x = [base, *[STRETCH[frequency >> 10] - base for frequency, _ in estimates[1:]]]
         w = self.weights.setdefault(weight_set, [65536] + [self.weight] * (len(x) - 1))
         total = sum(a * b for a, b in zip(w, x, strict=True)) + 32768 >> 16
         p = SQUASH[min(max(total, -2048), 2047) + 2048]
         bit = self.decoder.bit(p)
         error = (65536 * bit - p) * self.rate
         w[:] = [a + (error * b + (1 << 19) >> 20) for a, b in zip(w, x, strict=True)]
-        for estimate in known:
-            estimate[0] += ((1024, (1 << 22) - 1024)[bit] - estimate[0]) // estimate[1]
+        target = (1 << 22) - 1024 if bit else 1024
+        for estimate in estimates:
+            estimate[0] += (target - estimate[0]) // estimate[1]
             estimate[1] = min(estimate[1] + 1, 1000)
         return bit
 
@@ -88,7 +88,7 @@ class Decoder:
 
     def bit(self, p):
         b = (self.range >> 16) * p
-        return self.narrow(*((0, b, 1) if self.value < b else (b, self.range - b, 0)))
+        return self.narrow(0, b, 1) if self.value < b else self.narrow(b, self.range - b, 0)
 
     def bits(self, n):
         if n > 16:
@@ -106,7 +106,8 @@ class Decoder:
         return (n + n % 2) // 2 * (-1) ** n if signed else n
 
     def layer(self, code, width, columns):  # 7
-        assert not any(self.number(kind) for kind in ("again", "type")[not self.layers :])
+        assert not self.layers or self.number("again") == 0
+        assert self.number("type") == 0
         if width is None or self.number("other width"):
             width = self.number("width")
         shape = [self.number("width"), width]
@@ -123,18 +124,18 @@ class Decoder:
         self.layers.append((weight, bias))
         return shape[0]
 
-    def tensor(self, rows, columns, kind):  # 8.1 to 8.4
+    def tensor(self, rows, columns, role):  # 8.1 to 8.4
         patterns = np.zeros(rows * len(columns), "<u4")
-        sparse = {0: False, 2: True}[self.number(("positions", kind))]
-        image = self.image_size() if sparse else (0, 0)
-        positions = self.mask(rows, columns, image) if sparse else range(len(patterns))
-        assert self.number(("values", kind)) == 0
+        is_mask = {0: False, 2: True}[self.number(("positions", role))]
+        image = self.image_size() if is_mask else (0, 0)
+        positions = self.mask(rows, columns, image) if is_mask else range(len(patterns))
+        assert self.number(("values", role)) == 0
         back = self.number("codebook") if self.codebooks else 0
         if back == 0:
-            size, fixed = 1 + self.number("levels"), self.number("fixed") > 0
-            scale, levels = self.number(("scale", fixed)), [self.number("lowest", True)]
-            while len(levels) < size:
-                levels.append(levels[-1] + 1 + self.number(("level", fixed)))
+            count, fixed = self.number("levels"), self.number("fixed")
+            scale, lowest = self.number(("scale", fixed)), self.number("lowest", True)
+            steps = [1 + self.number(("level", fixed)) for _ in range(count)]
+            levels = list(accumulate(steps, initial=lowest))
             book = [i << scale if i >= 0 else (1 << 31) + (-1 - i << scale) for i in levels]
             if fixed:
                 book = np.float32(np.array(levels) * 2.0**-scale).view("<u4").tolist()
@@ -156,14 +157,14 @@ class Decoder:
         return self.image if choice else (0, 0)
 
     def mask(self, rows, columns, image):  # 8.7; the flat indices of the ones
-        mixer, images, ones, bits = Mixer(self, 10000, 20, 8), Images(columns, image), {}, []
-        s, density = images.stride, [0] * images.size
+        mixer, images, bits = Mixer(self, 10000, 20, 8), Images(columns, image), []
+        s, density, above = images.stride, [0] * images.size, [0] * len(columns)
         for i, j in np.ndindex(rows, len(columns)):
             if j == 0:
-                seen, near, count = [0] * images.size, [0] * images.size, 0
-            a, b, t = coarse(ones.get(j, 0)), coarse(count), min(8 * i // rows, 7)
+                seen, near, left = [0] * images.size, [0] * images.size, 0
+            a, b, t = coarse(above[j]), coarse(left), 8 * i // rows
             contexts = [0, (1, a, t), (2, b, 8 * j // len(columns)), (3, i), (4, b, a, t >> 1)]
-            p, q = images.points[j], images.points[j] - s
+            p, q = images.points[j], images.points[j] - s  # q is the point above p
             if images.exist:
                 f = (seen[p - 1], seen[q], seen[q - 1], seen[q + 1])
                 ring = sum(seen[q - s - 2 : q - s + 3]) + seen[q - 2] + seen[q + 2] + seen[p - 2]
@@ -172,8 +173,7 @@ class Decoder:
                 contexts += [(9, b, coarse(near[p]))]
             bits.append(mixer.bit(contexts))
             if bits[-1]:
-                seen[p], count, ones[j] = 1, count + 1, ones.get(j, 0) + 1
-                density[p] += 24
+                seen[p], density[p], left, above[j] = 1, density[p] + 24, left + 1, above[j] + 1
                 for offset, weight in images.around:
                     density[p + offset] += weight
                     near[p + offset] += weight * (offset > 0)
