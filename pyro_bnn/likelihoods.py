@@ -58,7 +58,7 @@ class Bernoulli(nn.Module):
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return the Bernoulli distribution with the outputs as logits, batch shape (batch,)."""
-        logits = _drop_last_axis(outputs)
+        logits = drop_last_axis(outputs)
         return _per_example(dist.Bernoulli(logits=logits))
 
 
@@ -105,7 +105,7 @@ class Gaussian(nn.Module):
 
     def forward(self, outputs: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:
         """Return the normal distribution around the outputs, batch shape (batch,)."""
-        mean = _drop_last_axis(outputs)
+        mean = drop_last_axis(outputs)
         scale = self._fixed_or_learned_scale() if noise is None else noise
         return _per_example(dist.Normal(mean, scale))
 
@@ -115,7 +115,7 @@ class Gaussian(nn.Module):
         return self.log_scale.exp()
 
 
-def _drop_last_axis(outputs: Tensor) -> Tensor:
+def drop_last_axis(outputs: Tensor) -> Tensor:
     """Return outputs of shape (batch, 1), those of a network with one output, as (batch,)."""
     if outputs.dim() > 1 and outputs.shape[-1] == 1:
         return outputs.squeeze(-1)

@@ -175,7 +175,11 @@ class BayesianNet(PyroModule):
         return net
 
     def prior_of(self, name: str) -> Prior:
-        """Return the prior of the weight of this name."""
+        """Return the prior of the weight of this name.
+
+        Raises:
+            KeyError: If no uncertain weight has this name.
+        """
         for site in self.sites:
             if site.name == name:
                 return site.prior

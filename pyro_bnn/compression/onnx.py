@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bnn import likelihoods
-from pyro_bnn.likelihoods import Likelihood, LikelihoodWithSites
+from pyro_bnn.likelihoods import Likelihood, LikelihoodWithSites, drop_last_axis
 from pyro_bnn.network import BayesianNet
 from pyro_bnn.posterior import Posterior
 from pyro_bnn.runtime.tensor_files import write_atomically
@@ -88,7 +88,7 @@ def to_onnx(
     else:
         module = original = network
     if example is None:
-        example = example_for(original)
+        example = example_for(original, "to_onnx")
     _write("to_onnx", module, Path(path), example, "y", overwrite)
 
 
@@ -168,7 +168,7 @@ def _mean_function(likelihood: Likelihood | LikelihoodWithSites) -> Callable[[Te
     if isinstance(likelihood, likelihoods.Bernoulli):
         return _probability_of_one
     if isinstance(likelihood, likelihoods.Gaussian):
-        return _drop_last_axis
+        return drop_last_axis
     raise TypeError(
         "ensemble_to_onnx: expected a likelihood that is Categorical, Bernoulli or Gaussian, got "
         f"{type(likelihood).__name__}; export networks drawn by posterior.sample one by one with "
@@ -181,33 +181,30 @@ def _probabilities(outputs: Tensor) -> Tensor:
 
 
 def _probability_of_one(outputs: Tensor) -> Tensor:
-    return _drop_last_axis(outputs).sigmoid()
+    return drop_last_axis(outputs).sigmoid()
 
 
-def _drop_last_axis(outputs: Tensor) -> Tensor:
-    if outputs.dim() > 1 and outputs.shape[-1] == 1:
-        return outputs.squeeze(-1)
-    return outputs
-
-
-def example_for(network: nn.Module) -> Tensor:
+def example_for(network: nn.Module, caller: str = "example_for") -> Tensor:
     """Return two examples of zeros with the input shape that the first operation determines.
+
+    Args:
+        network: Any module.
+        caller: The function that an error message begins with.
 
     Raises:
         ValueError: The first operation does not determine the shape. A convolution, for instance,
             takes images of any size.
     """
-    name = type(network).__name__
     try:
         graph = graph_of(nn.Sequential(network))  # a layer alone would be traced through
     except UnsupportedLayerError as error:
-        raise ValueError(f"{error}; pass example=, some inputs of the network") from error
+        raise ValueError(f"{caller}: {error}; pass example=, some inputs of the network") from error
     start = next(node for node in graph.graph.nodes if node.op == "placeholder")
     size = _input_size(graph, start)
     if size is None:
         raise ValueError(
-            f"{name}: its first operation does not determine the shape of its inputs; pass "
-            "example=, some inputs of the network"
+            f"{caller}: expected a network whose first operation determines the shape of its "
+            f"inputs, got a {type(network).__name__}; pass example=, some inputs of the network"
         )
     parameter = next(network.parameters(), torch.zeros(()))
     return torch.zeros(2, size, dtype=parameter.dtype, device=parameter.device)
@@ -248,8 +245,11 @@ def _write(
     module = copy.deepcopy(module).cpu().eval()
     # two examples: torch.export takes a batch of one for a constant
     example = torch.cat([example[:1], example[:1]]).detach().cpu()
-    content = _exported(module, example, output)
-    _check(content, module, example)
+    try:
+        content = _exported(module, example, output)
+        _check(content, module, example)
+    except ExportError as error:
+        raise ExportError(f"{caller}: {error}") from error
     write_atomically(path, content)
 
 

@@ -43,7 +43,7 @@ def kl_automatic_relevance(log_alpha: Tensor) -> Tensor:
         The divergence in nats, elementwise, of the shape of ``log_alpha``.
 
     References:
-        Kharitonov, Molchanov and Vetrov 2018 (arXiv:1811.00596), section 3.
+        Kharitonov, Molchanov & Vetrov (2018), arXiv:1811.00596, section 3.
 
     Example:
         >>> kl_automatic_relevance(torch.tensor([-5.0, 0.0, 3.0]))
@@ -75,7 +75,7 @@ class AutomaticRelevance(TorchDistribution):
 
     References:
         MacKay 1994; Tipping 2001, "Sparse Bayesian learning and the relevance vector machine";
-        Kharitonov, Molchanov and Vetrov 2018 (arXiv:1811.00596).
+        Kharitonov, Molchanov & Vetrov (2018), arXiv:1811.00596.
 
     Example:
         >>> q = dist.Normal(torch.tensor([0.1, -2.0]), torch.tensor([0.1, 2.0]))

@@ -39,8 +39,8 @@ class GaussianDropout(dist.Normal):
             it is kept everywhere.
 
     References:
-        Kingma, Salimans and Welling 2015 (arXiv:1506.02557), section 3; Molchanov, Ashukha and
-        Vetrov 2017 (arXiv:1701.05369), section 4, for :math:`\alpha` per weight.
+        Kingma, Salimans & Welling (2015), arXiv:1506.02557, section 3; Molchanov, Ashukha &
+        Vetrov (2017), arXiv:1701.05369, section 4, for :math:`\alpha` per weight.
 
     Example:
         >>> from pyro_bnn.distributions import LogUniform
@@ -128,7 +128,7 @@ class BernoulliDropout(TorchDistribution):
         ValueError: If ``rate`` is outside [0, 1] or ``loc`` has no axis ``group_dim``.
 
     References:
-        Gal and Ghahramani 2016 (arXiv:1506.02142), section 3; its appendix (arXiv:1506.02157) for
+        Gal & Ghahramani (2016), arXiv:1506.02142, section 3; its appendix (arXiv:1506.02157) for
         the divergence.
 
     Example:

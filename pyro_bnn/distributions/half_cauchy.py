@@ -79,7 +79,7 @@ def half_cauchy_as_product(scale: float | Tensor) -> tuple[dist.Gamma, dist.Inve
         The distributions of a and b, both of the batch shape of ``scale``.
 
     References:
-        Louizos, Ullrich and Welling 2017 (arXiv:1705.08665), on the group horseshoe.
+        Louizos, Ullrich & Welling (2017), arXiv:1705.08665, on the group horseshoe.
 
     Example:
         >>> a, b = half_cauchy_as_product(0.5)

@@ -52,8 +52,8 @@ class LogUniform(TorchDistribution):
             distribution function or the normalizing constant.
 
     References:
-        Kingma, Salimans and Welling 2015 (arXiv:1506.02557). According to Hron et al. 2018
-        (arXiv:1807.01969) the true posterior under this prior is in general improper as well, so
+        Kingma, Salimans & Welling (2015), arXiv:1506.02557. According to Hron et al. (2018),
+        arXiv:1807.01969, the true posterior under this prior is in general improper as well, so
         the divergence acts as a penalty rather than as part of Bayesian inference.
 
     Example:

@@ -196,8 +196,8 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
         The divergence in nats, elementwise, of the shape and dtype of ``log_alpha``.
 
     References:
-        Hron, Matthews and Ghahramani 2017 (arXiv:1711.02989) and 2018 (arXiv:1807.01969), who give
-        the same gradient and show how the improper prior affects the posterior.
+        Hron, Matthews & Ghahramani (2017), arXiv:1711.02989, and (2018), arXiv:1807.01969, who
+        give the same gradient and show how the improper prior affects the posterior.
 
     Example:
         >>> kl_log_uniform(torch.tensor([-5.0, 0.0, 5.0]))
@@ -222,7 +222,7 @@ def kl_log_uniform_approximate(log_alpha: Tensor) -> Tensor:
         The divergence in nats, elementwise, of the shape of ``log_alpha``.
 
     References:
-        Molchanov, Ashukha and Vetrov 2017 (arXiv:1701.05369), equation 14, with the constant that
+        Molchanov, Ashukha & Vetrov (2017), arXiv:1701.05369, equation 14, with the constant that
         makes the divergence 0 at infinity.
 
     Example:

@@ -29,7 +29,7 @@ def log_alpha(mean: Tensor, log_variance: Tensor, offset: float = 0.0) -> Tensor
         :math:`\log\alpha`, elementwise, of the broadcast shape.
 
     References:
-        Molchanov, Ashukha and Vetrov 2017 (arXiv:1701.05369), section 4.2 (additive noise
+        Molchanov, Ashukha & Vetrov (2017), arXiv:1701.05369, section 4.2 (additive noise
         reparameterization).
 
     Example:

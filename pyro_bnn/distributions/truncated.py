@@ -64,7 +64,7 @@ class TruncatedLogUniform(_Bounded):
         high: The bound b > a, broadcastable.
 
     References:
-        Neklyudov, Molchanov, Ashukha and Vetrov 2017 (arXiv:1705.07283), section 3.2.
+        Neklyudov, Molchanov, Ashukha & Vetrov (2017), arXiv:1705.07283, section 3.2.
 
     Example:
         >>> TruncatedLogUniform(-20.0, 0.0).log_prob(torch.tensor([1.0, 2.0]))
@@ -126,7 +126,7 @@ class TruncatedLogNormal(_Bounded):
         high: The bound b > a.
 
     References:
-        Neklyudov, Molchanov, Ashukha and Vetrov 2017 (arXiv:1705.07283), section 3.2 and appendix.
+        Neklyudov, Molchanov, Ashukha & Vetrov (2017), arXiv:1705.07283, section 3.2 and appendix.
 
     Example:
         >>> q = TruncatedLogNormal(torch.tensor(-1.0), torch.tensor(0.5), -20.0, 0.0)

@@ -48,7 +48,7 @@ ROWS = [
 @pytest.mark.parametrize(
     ("weights", "kind", "architecture", "bits", "share", "printed", "exact"), ROWS
 )
-def test_the_published_rows_of_group_methods_come_out(
+def test_the_published_rows_of_group_methods_are_reproduced(
     weights, kind, architecture, bits, share, printed, exact
 ):
     sizes = layer_sizes(architecture, **kind)
@@ -92,7 +92,7 @@ def test_the_published_starred_rows_are_halved(share, nominal, printed):
     ("weights", "architecture", "share", "bits", "printed"),
     [(LENET_300_100, "512-114-72", 2.2, 69.3, 21), (LENET_5, "14-19-242-131", 0.7, 72.6, 63)],
 )
-def test_the_published_sparse_rows_come_out_within_rounding(
+def test_the_published_sparse_rows_are_reproduced_within_rounding(
     weights, architecture, share, bits, printed
 ):
     """The fraction of nonzero weights is printed to a tenth of a percent."""

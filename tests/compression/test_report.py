@@ -49,7 +49,7 @@ def dense(i, h1, h2, inputs=784, hidden=(300, 100)):
     }
 
 
-def test_a_published_row_comes_out():
+def test_a_published_row_is_reproduced():
     """278-98-13: 10.8 % of the weights remain, 9.29 times fewer; published as 9."""
     pruned = compression.prune(posterior_of(LeNet300100(), dense(278, 98, 13)))
     report = report_on(pruned, torch.zeros(1, 784))

@@ -89,7 +89,7 @@ def lay_out(columns: Sequence[int], image: ImageSize) -> Layout:
     return Layout(points, stride, size)
 
 
-def coarse(value: int, digits: int = 1) -> int:
+def _coarse(value: int, digits: int = 1) -> int:
     """Return the length of a binary number and the ``digits`` digits after its first, packed.
 
     The result does not decrease with the value. Values of at most ``digits`` digits stay exact.
@@ -142,9 +142,9 @@ class _Pictures:
         return (
             (5, pattern),
             (6, touching, min(second_ring, 3)),
-            (7, coarse(near, 2)),
-            (8, coarse(8 * self.density[point] // (row + 1), 2)),
-            (9, coarse(count), coarse(near)),
+            (7, _coarse(near, 2)),
+            (8, _coarse(8 * self.density[point] // (row + 1), 2)),
+            (9, _coarse(count), _coarse(near)),
         )
 
     def add(self, point: int) -> None:
@@ -185,13 +185,13 @@ def code_mask(coder: Coder, mask: Tensor, columns: Sequence[int], image: ImageSi
         count = 0
         progress = min(8 * i // len(rows), 7)
         for j, point in enumerate(layout.points):
-            column_count = coarse(column_counts[j])
+            column_count = _coarse(column_counts[j])
             contexts: tuple[Hashable, ...] = (
                 0,
                 (1, column_count, progress),
-                (2, coarse(count), 8 * j // width),
+                (2, _coarse(count), 8 * j // width),
                 (3, i),
-                (4, coarse(count), column_count, progress >> 1),
+                (4, _coarse(count), column_count, progress >> 1),
             )
             if pictures is not None:
                 contexts += pictures.contexts(point, i, count)

@@ -64,7 +64,7 @@ __all__ = ["ChannelFlow", "Channels", "EmptyNetworkError", "Space", "folded_cons
 
 
 class EmptyNetworkError(ValueError):
-    """A network from which too much was pruned: its outputs no longer depend on its inputs."""
+    """Raised for a network whose outputs no longer depend on its inputs: too much was pruned."""
 
 
 class Space:

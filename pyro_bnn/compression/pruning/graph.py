@@ -17,7 +17,7 @@ __all__ = ["UnsupportedLayerError", "graph_of"]
 
 
 class UnsupportedLayerError(ValueError):
-    """A network, or a node of its graph, that does not have the required form."""
+    """Raised for a network, or a node of its graph, that does not have the required form."""
 
 
 def graph_of(net: nn.Module) -> fx.GraphModule:
@@ -95,7 +95,8 @@ def _require_one_input(graph: fx.Graph, name: str) -> None:
             inputs.remove(extra)
     if len(inputs) != 1:
         raise UnsupportedLayerError(
-            f"{name}: expected a network with one input, got {len(inputs)}; wrap it in one"
+            f"{name}: expected a network with one input, got {len(inputs)}; wrap it in a "
+            "module with one input"
         )
 
 
@@ -103,7 +104,8 @@ def _require_one_output(graph: fx.Graph, name: str) -> None:
     result = graph.output_node().args[0]
     if not isinstance(result, fx.Node):
         raise UnsupportedLayerError(
-            f"{name}: expected a network that returns one tensor, got {result!r}; wrap it"
+            f"{name}: expected a network that returns one tensor, got {result!r}; wrap it in a "
+            "module that returns one tensor"
         )
 
 

@@ -147,7 +147,8 @@ def prunable_moments(posterior: Posterior, caller: str) -> dict[str, Moments]:
         )
     if not isinstance(posterior.model, BayesianNet):
         raise TypeError(
-            f"{caller}: a hand-written program has no network to prune; write it as a BayesianNet"
+            f"{caller}: expected the posterior of a BayesianNet, got one of a hand-written "
+            "program, which has no network to prune; write the model as a BayesianNet"
         )
     all_moments = posterior.moments()
     moments = {}
@@ -222,6 +223,7 @@ def _network_at_means(
         means[name] = torch.where(masks[name], mean, 0.0)
         if not bool(means[name].isfinite().all()):
             raise ValueError(
-                f"prune: {name!r} has a posterior mean that is not finite; its scales have diverged"
+                f"prune: {name!r} has a posterior mean that is not finite, because its scales have "
+                "diverged; fit with a smaller learning rate"
             )
     return model.network_with(means).eval()

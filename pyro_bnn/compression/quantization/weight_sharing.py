@@ -59,6 +59,9 @@ class WeightSharing(nn.Module):
             another argument is not positive.
     """
 
+    hyper: Tensor
+    zero_probability: Tensor
+
     def __init__(
         self,
         levels: int = 16,
@@ -82,9 +85,6 @@ class WeightSharing(nn.Module):
         zero, others = torch.tensor(zero_variance), torch.tensor(variances).expand(levels, 2)
         self.register_buffer("hyper", torch.cat([zero[None], others]))
         self.register_buffer("zero_probability", torch.tensor(zero_probability))
-
-    hyper: Tensor
-    zero_probability: Tensor
 
     def forward(self, name: str, shape: torch.Size, group_dim: int | None = None) -> Tensor:
         """Sample the weight at the site ``name``."""

@@ -35,7 +35,7 @@ def test_every_flipped_bit_and_every_other_length_is_an_error():
         decode(checked(data[:2] + b"\2" + data[3:-4]))
 
 
-def test_bytes_behind_the_end_are_an_error_even_with_the_correct_checksum():
+def test_bytes_after_the_end_are_an_error_even_with_the_correct_checksum():
     for net in (small(), seeded(lambda: nn.Linear(30, 20))):
         data = encode(net)
         for more in (b"\0", b"\x01", b"\x80", b"\xff\xff", bytes(9)):

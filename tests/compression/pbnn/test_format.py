@@ -62,11 +62,11 @@ def rounded(name):
 
 
 @pytest.mark.parametrize("name", HASHES)
-def test_a_network_is_encoded_to_the_same_bytes_as_ever(name):
+def test_a_network_is_encoded_to_its_frozen_bytes(name):
     assert hashlib.sha256(encode(rounded(name))).hexdigest() == HASHES[name]
 
 
-def test_a_record_is_encoded_to_the_same_bytes_as_ever():
+def test_a_record_is_encoded_to_its_frozen_bytes():
     path = RECORDS / "lenet-5-caffe.pbnn"
     if not path.exists():
         pytest.skip("the records are part of a checkout only")

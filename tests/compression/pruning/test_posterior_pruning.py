@@ -119,7 +119,7 @@ def test_point_estimates_and_hand_written_programs_cannot_be_pruned():
         prune(model)
     program = linear_regression(5)
     guide = MeanField(program, torch.zeros(5, 1), torch.zeros(5))
-    with pytest.raises(TypeError, match="hand-written program has no network to prune"):
+    with pytest.raises(TypeError, match="BayesianNet, got one of a hand-written program"):
         prune(Posterior.from_guide(program, guide))
 
 

@@ -81,7 +81,7 @@ WHOLE = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_layer_that_cannot_be_cut_is_left_whole_and_named(name):
+def test_a_layer_that_cannot_be_cut_keeps_its_size_and_is_named(name):
     make, note = WHOLE[name]
     torch.manual_seed(0)
     net = make().eval()
@@ -96,7 +96,7 @@ def test_a_layer_that_cannot_be_cut_is_left_whole_and_named(name):
     )
 
 
-def test_a_bare_layer_is_left_whole():
+def test_a_bare_layer_keeps_its_size():
     net = nn.Linear(4, 2)
     small = shrink(net)
     assert torch.equal(small.module.weight, net.weight)
