@@ -1,7 +1,8 @@
 """Run the notebooks and store their outputs: ``python notebooks/execute.py [NN ...]``.
 
 Every ``NN_title.py`` is the source of ``NN_title.ipynb``. The pictures in the notebook are those
-that its cells drew on the last run, reduced to 128 colors. Pictures of more than 100 kB are refused.
+that its cells drew on the last run, reduced to 128 colors. A picture of more than 100 kB is an
+error.
 What is written to stderr, such as progress bars, is not stored.
 """
 
