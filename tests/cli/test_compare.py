@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyro_bnn import Posterior
+from pyro_bnn import Posterior, diagnostics
 from pyro_bnn.guides import MeanField
 from pyro_bnn.runs import comparison
 from tests.cli.commands import assert_refused_at_once, call, succeed
@@ -15,20 +15,21 @@ NAMES = ["mean field", "full rank", "SGLD", "NUTS", "HMC"]
 
 @pytest.fixture
 def brief(monkeypatch):
-    """Make the comparison short: what it finds is tested beside ``compare``."""
+    """Make the comparison short; its numbers are tested beside ``compare``."""
     settings = comparison.ComparisonSettings
     monkeypatch.setattr(comparison, "ComparisonSettings", lambda seed: settings(seed=seed, **SMALL))
 
 
 @pytest.fixture
 def without_inference(monkeypatch):
-    """Let every method return a posterior that was not fitted."""
+    """Let every method return a posterior that was not fitted, and compare few draws of it."""
 
     def methods(problem, settings, progress):
         guide = MeanField(problem.model, *problem.data)
         return dict.fromkeys(NAMES, lambda: Posterior.from_guide(problem.model, guide))
 
     monkeypatch.setattr(comparison, "inference_methods", methods)
+    monkeypatch.setattr(diagnostics.comparison, "VARIATIONAL_DRAWS", 50)
 
 
 def require_files(folder, result):

@@ -34,8 +34,16 @@ def compressed(sparse_run, tmp_path_factory):
 def quickly_compressed(sparse_run, tmp_path_factory):
     """Return the copy of a run, compressed into the run's own folder without the slow steps."""
     folder = shutil.copytree(sparse_run, tmp_path_factory.mktemp("quick") / "run")
-    succeed("compress", folder, *QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression_run, "onnx_is_available", lambda: False)
+        succeed("compress", folder, *QUICK)
     return folder
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """Write no ONNX file, which takes seconds."""
+    monkeypatch.setattr(compression_run, "onnx_is_available", lambda: False)
 
 
 def read_report(folder):
@@ -102,7 +110,7 @@ def test_the_file_the_report_and_onnx_describe_one_network(compressed):
 
 
 def test_thresholds_are_chosen_on_held_out_examples_and_values_tuned_on_the_others(
-    sparse_run, monkeypatch, tmp_path
+    sparse_run, without_onnx, monkeypatch, tmp_path
 ):
     seen = {}
     whole = digits()
@@ -153,8 +161,7 @@ def test_a_damaged_snapshot_is_found_before_the_work_is_done(sparse_run, tmp_pat
     assert not (folder / "compressed").exists()
 
 
-def test_without_onnx_the_network_is_compressed_all_the_same(sparse_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(compression_run, "onnx_is_available", lambda: False)
+def test_without_onnx_the_network_is_compressed_all_the_same(sparse_run, without_onnx, tmp_path):
     result = succeed("compress", sparse_run, *QUICK, "--levels", 4, "--out", "out")
     assert 'pip install "pyro-bnn[onnx]"' in result.stderr
     report = read_report(tmp_path / "out")
@@ -168,7 +175,9 @@ def test_without_onnx_the_network_is_compressed_all_the_same(sparse_run, tmp_pat
     ("prior", "guide", "drawn"),
     [("normal-jeffreys", "group", {"groups.png"}), ("normal", "mean-field", {"log_alpha.png"})],
 )
-def test_runs_with_other_priors_are_compressed_in_the_same_way(prior, guide, drawn, tmp_path):
+def test_runs_with_other_priors_are_compressed_in_the_same_way(
+    prior, guide, drawn, without_onnx, tmp_path
+):
     training = ("--hidden", "12", "--epochs", 3, "--draws", 2, "--out", "run")
     succeed("fit", "mlp", "--prior", prior, "--guide", guide, *training)
     succeed("compress", "run", *QUICK, "--threshold", 6)

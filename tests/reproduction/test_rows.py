@@ -64,8 +64,15 @@ def test_random_labels_are_fitted_by_dropout_and_forgotten_by_sparse_vd(tmp_path
         else:
             model = BayesianNet(net, priors.Normal(1e3), likelihood, setup.num_data)
             guide = BernoulliDropout(model, recipes.RANDOM_LABELS_DROPOUT_RATE)
-        warmup = linear_warmup(0, 10)
-        return setup.fit(name, model, guide, epochs=30, kl_weight=warmup, compile=False)
+        return setup.fit(
+            name,
+            model,
+            guide,
+            epochs=12,
+            learning_rate=3e-3,
+            kl_weight=linear_warmup(0, 4),
+            compile=False,
+        )
 
     monkeypatch.setattr(recipes, "fit_random_labels", fit_briefly)
     dropout, forgotten, learned = rows._random_labels(experiment(tmp_path))
