@@ -79,7 +79,7 @@ def test_groups_without_influence_are_pruned():
     )
     guide = GroupNormalJeffreys(model, init_log_variance=-4.0)
     result = fit(
-        model, guide, (x, y), epochs=150, batch_size=64, learning_rate=0.02, progress=False
+        model, guide, (x, y), epochs=90, batch_size=64, learning_rate=0.02, progress=False
     )
     keep = prune(result.posterior, group_threshold=0.0).groups["0.weight"][0]
     assert keep[[0, 3]].all()
