@@ -78,9 +78,7 @@ def test_groups_without_influence_are_pruned():
         net, {"0.weight": priors.NormalJeffreys()}, likelihoods.Gaussian(0.3), len(x)
     )
     guide = GroupNormalJeffreys(model, init_log_variance=-4.0)
-    result = fit(
-        model, guide, (x, y), epochs=90, batch_size=64, learning_rate=0.02, progress=False
-    )
+    result = fit(model, guide, (x, y), epochs=90, batch_size=64, learning_rate=0.02, progress=False)
     keep = prune(result.posterior, group_threshold=0.0).groups["0.weight"][0]
     assert keep[[0, 3]].all()
     assert int(keep.sum()) <= 3
