@@ -43,8 +43,14 @@ def test_the_outputs_are_stored_without_errors_and_large_pictures(source):
             assert all(output.output_type != "error" for output in cell.outputs)
 
 
+def marked(source):
+    """Return a source as a parameter; those that run for more than a minute are slow."""
+    slow = source.name.startswith("02")
+    return pytest.param(source, id=source.stem, marks=[pytest.mark.slow] if slow else [])
+
+
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery, not of the notebook
-@EACH
+@pytest.mark.parametrize("source", [marked(source) for source in SOURCES])
 def test_the_notebook_runs(source, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it

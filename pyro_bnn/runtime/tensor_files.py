@@ -214,7 +214,9 @@ def _read_index(path: Path) -> _Index:
         if checksum != _checksum(record):
             raise ValueError("its checksum is wrong: the file was changed or damaged")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: the file does not exist") from error
+        raise CheckpointError(
+            f"{error.filename}: expected a file that was saved before, found none; check the path"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

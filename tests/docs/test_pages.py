@@ -19,8 +19,10 @@ SHORTER = {
     "quickstart.md": {
         "epochs=150": "epochs=2, progress=False",
         "epochs=500": "epochs=5, progress=False",
-        "warmup=200, draws=200": "warmup=20, draws=20, compile=False, progress=False",
+        "chains=4, warmup=200, draws=200": "chains=4, warmup=20, draws=20, progress=False",
     },
+    "compare.md": {"epochs=200": "epochs=20", "warmup=50, draws=50": "warmup=4, draws=4"},
+    "arviz.md": {"chains=4, warmup=100, draws=100": "chains=2, warmup=10, draws=10"},
     "verbs.md": {"epochs=200": "epochs=5", "warmup=200": "warmup=20, compile=False"},
 }
 
