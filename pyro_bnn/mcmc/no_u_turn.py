@@ -145,7 +145,7 @@ class Result(NamedTuple):
     """What a backend returns.
 
     Attributes:
-        values: Of each site, (chain, draw, *shape).
+        values: Of each site, ``(chain, draw, *shape)``.
         statistics: Of each draw, (chain, draw).
         gradients: Number of gradients of all chains, warm-up included.
     """
