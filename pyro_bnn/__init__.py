@@ -1,6 +1,9 @@
 """PyroBNN: Bayesian deep learning as Pyro programs."""
 
-from . import compression as compression
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from . import datasets as datasets
 from . import distributions as distributions
 from . import likelihoods as likelihoods
@@ -21,3 +24,13 @@ from .variational import flipout as flipout
 from .variational import local_reparameterization as local_reparameterization
 
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from . import compression as compression
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import ``pyro_bnn.compression`` on first use: it takes a third of the time of the import."""
+    if name == "compression":
+        return importlib.import_module("pyro_bnn.compression")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
